@@ -1,0 +1,52 @@
+"""What several tests share: an empty home, photographs, tiny checkpoints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny
+
+from vkvdb.paths import Home, find_home
+
+# Set before anything imports them: no test may reach a hub, a telemetry host or a GPU.
+os.environ.update(HF_HUB_OFFLINE="1", MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true", CUDA_VISIBLE_DEVICES="")
+
+SHARED = Path(__file__).parents[1].parent / "shared"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
+    """An empty home of this test's own."""
+    monkeypatch.setenv("VKVDB_HOME", str(tmp_path / "home"))
+    for name in ("VKVDB_STORE", "VKVDB_PLUGINS", "VKVDB_MODEL", "VKVDB_DATASET", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    yield find_home()
+
+
+@pytest.fixture(scope="session")
+def onevision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny LLaVA-OneVision with the real processor's settings (729 cells)."""
+    return tiny.llava_onevision(tmp_path_factory.mktemp("models") / "onevision")
+
+
+@pytest.fixture(scope="session")
+def small_onevision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tinier LLaVA-OneVision: 56 pixels, 16 cells."""
+    return tiny.llava_onevision(tmp_path_factory.mktemp("models") / "small", side=56)
+
+
+@pytest.fixture(scope="session")
+def tiny_dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny DINOv2."""
+    return tiny.dinov2(tmp_path_factory.mktemp("models") / "dinov2")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real samples of public datasets, where they lie beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no samples at {SHARED}")
+    return SHARED

@@ -1,0 +1,102 @@
+"""What a person can do wrong, one class a mistake. The docstring is the message: what was asked, what is there, what to type next.
+
+The command line prints the message as one line and exits with 1. Any other exception is a bug of ours and shows its
+traceback.
+"""
+
+from __future__ import annotations
+
+from inspect import cleandoc
+
+
+class VkvdbError(Exception):
+    """{message}"""
+
+    def __init__(self, **facts: object) -> None:
+        self.facts = facts
+        text = " ".join(cleandoc(type(self).__doc__ or "").split())
+        super().__init__(text.format(**facts))
+
+
+class UnknownName(VkvdbError):
+    """no {kind} is called '{name}'{nearest}; there are: {known}"""
+
+
+class NotIngested(VkvdbError):
+    """dataset '{name}' is not ingested; ingested: {known}; type: vkvdb ingest {name}{hint}"""
+
+
+class BadDataset(VkvdbError):
+    """{what}; expected {expected}; nothing was written"""
+
+
+class BadImage(VkvdbError):
+    """image {path} can't be read: {why}{hint}"""
+
+
+class BadCheckpoint(VkvdbError):
+    """model '{name}': {why}; {hint}"""
+
+
+class BadOption(VkvdbError):
+    """{option} {value}: {why}"""
+
+
+class NothingCaptured(VkvdbError):
+    """model '{model}' yielded nothing at {site}; a site that was asked for must be captured"""
+
+
+class NotFinite(VkvdbError):
+    """model '{model}': {site} of image {image} is not finite; try another --dtype"""
+
+
+class StoreFailed(VkvdbError):
+    """can't write {path}: {why}; nothing of this step was kept"""
+
+
+class WrongHost(VkvdbError):
+    """home {home} belongs to host {owner}, this is {host}; {hint}"""
+
+
+class OldVersion(VkvdbError):
+    """{what} was written by a newer vkvdb ({found}, this one reads up to {known}); upgrade vkvdb"""
+
+
+class CatalogLocked(VkvdbError):
+    """the catalog is open in another process ({why}); close it and type the same again"""
+
+
+class TooLarge(VkvdbError):
+    """this would write {size}, over the budget of {budget}; add --yes, or narrow it with --layers, --parts or --limit"""
+
+
+class JobFailed(VkvdbError):
+    """job {job} failed: {why}; see: vkvdb jobs show {job}"""
+
+
+class NoSuchJob(VkvdbError):
+    """no job starts with '{job}'; see: vkvdb jobs list"""
+
+
+class BadQuery(VkvdbError):
+    """the query was refused: {why}"""
+
+
+class NothingToDraw(VkvdbError):
+    """no result matches {what}; {hint}"""
+
+
+class TrackingFailed(VkvdbError):
+    """MLflow at {uri} did not answer: {why}; results are safe in the store, type vkvdb sync later"""
+
+
+class DamagedStore(VkvdbError):
+    """can't read {path}: {why}; see: vkvdb db verify"""
+
+
+class QueueFailed(VkvdbError):
+    """the queue {path}: {why}; it holds intentions only, so it may be deleted and jobs queued again"""
+
+
+class AmbiguousJob(VkvdbError):
+    """'{job}' begins {count} jobs: {matches}; type more of it"""

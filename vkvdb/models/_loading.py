@@ -1,0 +1,144 @@
+"""Load a checkpoint with transformers' own classes: safetensors only, no remote code, nothing filled in by chance."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from vkvdb.errors import BadCheckpoint, BadOption
+from vkvdb.models._checkpoint import Checkpoint
+from vkvdb.types import LoadOptions
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def device_of(options: LoadOptions) -> str:
+    """The device that was asked for; `auto` is the GPU where there is one."""
+    if options.device != "auto":
+        return options.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def dtype_of(checkpoint: Checkpoint, options: LoadOptions) -> torch.dtype:
+    """The type that was asked for, or the checkpoint's own."""
+    name = options.dtype or checkpoint.dtype
+    if name not in DTYPES:
+        raise BadOption(option="--dtype", value=name, why=f"there are {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def exact_arithmetic() -> None:
+    """No TF32 in products, no autotuned kernels: the same specification gives the same bytes on the same card."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+
+
+def load_weights(checkpoint: Checkpoint, options: LoadOptions, auto: Any, decoder: Callable[[Any], Any] | None) -> Any:
+    """The model of a checkpoint or of its variant, on its device, in evaluation mode.
+
+    `auto` is transformers' Auto class; `decoder` finds the decoder in the model, for `random-decoder`.
+    Raises BadCheckpoint when a weight is missing: transformers would fill it with random numbers.
+    """
+    from transformers import AutoConfig
+    from transformers.utils import logging
+
+    exact_arithmetic()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    dtype = dtype_of(checkpoint, options)
+    assert checkpoint.path is not None
+    shared = {"attn_implementation": options.attention}
+    if checkpoint.variant.startswith("random:"):
+        assert checkpoint.seed is not None
+        model = _random(checkpoint.seed, AutoConfig.from_pretrained(checkpoint.path), auto, dtype, shared)
+    else:
+        model, report = auto.from_pretrained(
+            checkpoint.path,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **shared,
+            **_placement(options),
+        )
+        if report["missing_keys"] or report["mismatched_keys"]:
+            bad = sorted([*report["missing_keys"], *(str(k) for k in report["mismatched_keys"])])
+            raise BadCheckpoint(
+                name=checkpoint.name,
+                why=f"{len(bad)} weights are missing or of another shape, {bad[0]} first",
+                hint="the files do not fit config.json: download them again",
+            )
+        if checkpoint.variant.startswith("random-decoder:"):
+            _randomise_decoder(checkpoint, model, auto, dtype, shared, decoder)
+    if not options.device_map:
+        model = model.to(device_of(options))
+    return model.eval()
+
+
+def _placement(options: LoadOptions) -> dict[str, Any]:
+    placed: dict[str, Any] = {"device_map": options.device_map} if options.device_map else {}
+    if options.quantisation:
+        try:
+            import bitsandbytes  # type: ignore[import-not-found]  # noqa: F401
+        except ImportError as error:
+            raise BadOption(
+                option="--quantisation", value=options.quantisation, why="bitsandbytes is not installed; pip install bitsandbytes"
+            ) from error
+        from transformers import BitsAndBytesConfig
+
+        placed["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=options.quantisation == "4bit", load_in_8bit=options.quantisation == "8bit"
+        )
+    return placed
+
+
+def _random(seed: int, config: Any, auto: Any, dtype: torch.dtype, shared: dict[str, Any]) -> Any:
+    """A model with random weights. Drawn on the CPU, so that a seed means the same weights on every device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return auto.from_config(config, dtype=dtype, **shared)
+
+
+def _randomise_decoder(
+    checkpoint: Checkpoint, model: Any, auto: Any, dtype: torch.dtype, shared: dict[str, Any], decoder: Any
+) -> None:
+    if decoder is None:
+        raise BadCheckpoint(name=checkpoint.name, why="it has no decoder", hint="use @random:SEED")
+    assert checkpoint.seed is not None
+    twin = _random(checkpoint.seed, model.config, auto, dtype, shared)
+    decoder(model).load_state_dict(decoder(twin).state_dict())
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's own tokenizer. Raises BadCheckpoint when it has none or no chat template."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        why = f"its tokenizer can't be loaded ({str(error).splitlines()[0]})"
+        raise BadCheckpoint(name=checkpoint.name, why=why, hint="tokenizer.json is expected in the folder") from error
+    if not tokenizer.chat_template:
+        raise BadCheckpoint(
+            name=checkpoint.name, why="it has no chat template", hint="chat_template.jinja is expected in the folder"
+        )
+    return tokenizer
+
+
+def image_processor_of(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's own image processor, always on the PIL backend: the torchvision one resizes to other pixels."""
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(
+            checkpoint.path, backend="pil", local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        why = f"its image processor can't be loaded ({str(error).splitlines()[0]})"
+        raise BadCheckpoint(name=checkpoint.name, why=why, hint="preprocessor_config.json is expected") from error

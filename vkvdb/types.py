@@ -1,0 +1,491 @@
+"""The nouns: where tokens are read, how they lie on the image, what a dataset holds, what a task gives.
+
+Standard library only. Tensors are torch tensors; nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
+
+if TYPE_CHECKING:
+    import PIL.Image
+    import torch
+
+# The order is that of the flow through the model; a site's number in the catalog stands on it: only ever append.
+STAGES = ("encoder", "projector", "decoder", "floor", "ceiling")
+PARTS = ("key", "key_unrotated", "value", "hidden", "position", "truth")
+_LAYERS = 512
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where tokens are read or changed: a part of a layer of a stage.
+
+    `floor` and `ceiling` are no places in a model: a task puts there what one would score from the position alone, and
+    what the truth scores once it is sent down to the grid and back.
+    """
+
+    stage: str
+    layer: int
+    part: str
+
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES or self.part not in PARTS or not 0 <= self.layer < _LAYERS:
+            raise ValueError(f"no such site: {self.stage} {self.layer} {self.part}")
+
+    @property
+    def number(self) -> int:
+        """The site as the catalog's SMALLINT, the same for every model."""
+        return (STAGES.index(self.stage) * _LAYERS + self.layer) * len(PARTS) + PARTS.index(self.part)
+
+    @classmethod
+    def from_number(cls, number: int) -> Site:
+        rest, part = divmod(number, len(PARTS))
+        stage, layer = divmod(rest, _LAYERS)
+        return cls(STAGES[stage], layer, PARTS[part])
+
+    def __lt__(self, other: Site) -> bool:
+        return self.number < other.number
+
+    def __str__(self) -> str:
+        return f"{self.stage}.{self.layer}.{self.part}"
+
+    @classmethod
+    def parse(cls, text: str) -> Site:
+        stage, layer, part = text.split(".")
+        return cls(stage, int(layer), part)
+
+
+POSITION = Site("floor", 0, "position")
+CEILING = Site("ceiling", 0, "truth")
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """The rows x columns of an image's tokens, and the part of the image that they cover.
+
+    Pixels are (x, y) of the original image with the origin at its corner: the first pixel's centre is (0.5, 0.5).
+    `window` is (left, top, right, bottom) in those pixels; it lies inside the image where the model crops, and
+    reaches beyond it where the model pads. Cells divide it evenly. `positions` are the tokens' positions in the
+    sequence, row by row; empty for a model without a sequence.
+
+    The methods take floats as well as numpy arrays or torch tensors of any one shape.
+    """
+
+    rows: int
+    cols: int
+    window: tuple[float, float, float, float]
+    positions: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.positions and len(self.positions) != self.rows * self.cols:
+            raise ValueError(f"{len(self.positions)} positions on a grid of {self.rows} x {self.cols}")
+
+    def to_grid(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """Pixels to grid coordinates (column, row), in which cell (row, col) has its centre at (col + .5, row + .5)."""
+        left, top, right, bottom = self.window
+        return (x - left) / (right - left) * self.cols, (y - top) / (bottom - top) * self.rows
+
+    def to_pixels(self, u: Any, v: Any) -> tuple[Any, Any]:
+        """Grid coordinates (column, row) to pixels; the inverse of `to_grid`."""
+        left, top, right, bottom = self.window
+        return left + u / self.cols * (right - left), top + v / self.rows * (bottom - top)
+
+    def cell(self, x: float, y: float) -> tuple[int, int] | None:
+        """(row, col) of the cell that holds a pixel, or None where the model does not look."""
+        u, v = self.to_grid(x, y)
+        if 0 <= u < self.cols and 0 <= v < self.rows:
+            return int(v), int(u)
+        return None
+
+    def centre(self, row: Any, col: Any) -> tuple[Any, Any]:
+        """(x, y) in pixels of a cell's centre."""
+        return self.to_pixels(col + 0.5, row + 0.5)
+
+
+@dataclass(frozen=True)
+class TokenStack:
+    """Tokens of sites that share a shape: float tensor (sites, heads, rows, cols, dim) in the model's own dtype."""
+
+    sites: tuple[Site, ...]
+    tokens: torch.Tensor
+
+
+Stacks = tuple[TokenStack, ...]
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What was read of one image: its tokens at every wanted site, on their grid, grouped into stacks of equal shape.
+
+    Two captures of one job have the same stacks in the same order, so a task walks them side by side. `size` is the
+    original image's (width, height); without it the image is taken to end where the grid's window does.
+    """
+
+    image: str
+    view: str
+    grid: TokenGrid
+    stacks: Stacks
+    size: tuple[int, int] | None = None
+
+    @property
+    def tokens(self) -> dict[Site, torch.Tensor]:
+        """{site: (heads, rows, cols, dim)}; views, not copies."""
+        return {site: stack.tokens[i] for stack in self.stacks for i, site in enumerate(stack.sites)}
+
+
+# --- what a dataset holds ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A region of an image as COCO's compressed run lengths; `vkvdb.masks` encodes and decodes."""
+
+    width: int
+    height: int
+    counts: str
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An image with a region of it; pixels of `ignore` count neither as region nor as background."""
+
+    image: str
+    mask: Mask
+    ignore: Mask | None = None
+
+
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One labelled item. `group` is the class or fold that means are taken over, `cluster` what is not independent."""
+
+    kind: ClassVar[str]
+    id: str
+    group: str
+    cluster: str
+
+    def images(self) -> tuple[str, ...]:
+        """Names of the images that it stands on, each once, in order."""
+        raise NotImplementedError
+
+
+def _once(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image(Sample):
+    """An image of a class, with the mask of that class where the dataset has one."""
+
+    kind: ClassVar[str] = "image"
+    image: str
+    category: str = ""
+    mask: Mask | None = None
+    ignore: Mask | None = None
+
+    def images(self) -> tuple[str, ...]:
+        return (self.image,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePair(Sample):
+    """Two images and the points (x, y) in pixels that correspond; `target_box` is what the tolerance is measured by."""
+
+    kind: ClassVar[str] = "image_pair"
+    source: str
+    target: str
+    source_points: tuple[Point, ...]
+    target_points: tuple[Point, ...]
+    target_box: Box
+    source_box: Box | None = None
+    names: tuple[str, ...] = ()
+
+    def images(self) -> tuple[str, ...]:
+        return _once((self.source, self.target))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode(Sample):
+    """Few-shot segmentation: labelled support images and a query of the same class."""
+
+    kind: ClassVar[str] = "episode"
+    supports: tuple[Labelled, ...]
+    query: Labelled
+
+    def images(self) -> tuple[str, ...]:
+        return _once([*(s.image for s in self.supports), self.query.image])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet(Sample):
+    """Images of one class, to be segmented together."""
+
+    kind: ClassVar[str] = "image_set"
+    members: tuple[Labelled, ...]
+
+    def images(self) -> tuple[str, ...]:
+        return _once(m.image for m in self.members)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expression(Sample):
+    """A phrase that refers to one region of an image; `others` are the objects that it does not mean."""
+
+    kind: ClassVar[str] = "expression"
+    image: str
+    text: str
+    mask: Mask
+    others: tuple[Mask, ...] = ()
+
+    def images(self) -> tuple[str, ...]:
+        return (self.image,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip(Sample):
+    """Frames of a video in order, and for each the mask of every object (None where it is not annotated)."""
+
+    kind: ClassVar[str] = "clip"
+    frames: tuple[str, ...]
+    objects: tuple[tuple[Mask | None, ...], ...]
+
+    def images(self) -> tuple[str, ...]:
+        return _once(self.frames)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question(Sample):
+    """A multiple-choice or open question about images; `answer` is one of `options`, or the words where there are none."""
+
+    kind: ClassVar[str] = "question"
+    shown: tuple[str, ...]
+    text: str
+    answer: str
+    options: tuple[str, ...] = ()
+    marks: tuple[Point, ...] = ()
+
+    def images(self) -> tuple[str, ...]:
+        return _once(self.shown)
+
+
+SAMPLE_KINDS: dict[str, type[Sample]] = {
+    k.kind: k for k in (Image, ImagePair, Episode, ImageSet, Expression, Clip, Question)
+}
+
+S = TypeVar("S", bound=Sample)
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image of a dataset: `name` is what samples call it, `path` is relative to the dataset's root.
+
+    `recipe` makes a derived image out of the file (`vkvdb.datasets._warp`); empty for the file as it is.
+    """
+
+    name: str
+    path: str
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong in a dataset: where, and what."""
+
+    where: str
+    what: str
+
+
+@dataclass
+class Reading:
+    """What an adapter found under a root: images in dataset order, samples, and what is wrong with the annotations."""
+
+    images: list[ImageFile] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """An adapter: one file of `vkvdb/datasets`, whose last line is `DATASET = TheClass`.
+
+    A dataset is called NAME-SPLIT, NAME being the file's stem. `layout` says in a line what lies where under the root;
+    empty for a dataset that is made, not read (its images are written under the root it is given).
+    """
+
+    version: ClassVar[int]
+    splits: ClassVar[tuple[str, ...]]
+    layout: ClassVar[str]
+
+    def read(self, root: Path, split: str) -> Reading:
+        """Find images and samples of a split under a root. Raises BadDataset when the layout is not there."""
+        ...
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a task reads for one sample: images by name, and words whose last token's vector it wants."""
+
+    images: tuple[str, ...]
+    texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one sample, one metric, at several sites.
+
+    `values` is a float array (sites, heads + 1): a column for each head and, last, all heads concatenated; or
+    (sites, 1) where a site has no heads. NaN means not defined: no row. `weight` is the sample's weight in its group's
+    mean: a number, or an array of the shape of `values` where it differs (IoU is weighted by the union's pixels).
+    """
+
+    metric: str
+    sites: tuple[Site, ...]
+    values: Any
+    weight: Any = 1.0
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A task: one file of `vkvdb/tasks`, a frozen dataclass whose fields are its parameters; last line `TASK = TheClass`."""
+
+    version: ClassVar[int]
+    takes: ClassVar[type[Sample]]
+    metrics: ClassVar[tuple[str, ...]]
+
+    def needs(self, sample: Any) -> Needs:
+        """Which images and words the sample takes."""
+        ...
+
+    def score(
+        self, sample: Any, captures: Mapping[str, Capture], texts: Mapping[str, Mapping[Site, torch.Tensor]]
+    ) -> Iterable[Scores]:
+        """Score one sample at every site of the captures, layers and heads batched inside.
+
+        `captures` is {image name: Capture}; `texts` is {words: {site: (heads, dim)}}, the last token's vectors.
+        """
+        ...
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SiteShape:
+    """A site that a model has, and its heads x dim (one head where there are none)."""
+
+    site: Site
+    heads: int
+    dim: int
+
+
+class Model(Protocol):
+    """A loaded checkpoint: what a family's `load` gives."""
+
+    device: str
+
+    def capture(self, images: Sequence[PIL.Image.Image], sites: Sequence[Site]) -> list[tuple[TokenGrid, Stacks]]:
+        """Read one block of images at some sites: for each image its grid and its tokens.
+
+        Raises NothingCaptured for a site that yields nothing, NotFinite for a token that is not a number.
+        """
+        ...
+
+    def text(self, words: str, sites: Sequence[Site]) -> dict[Site, torch.Tensor]:
+        """{site: (heads, dim)} of the last token of some words, without an image; sites without such a vector are left out."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How a checkpoint is loaded and what its images are shown with; all but the device is part of the specification."""
+
+    dtype: str | None = None
+    attention: str = "sdpa"
+    quantisation: str | None = None
+    prefix: str = ""
+    square: int | None = None
+    view: str = "base"
+    device: str = "auto"
+    device_map: str = ""
+
+
+@runtime_checkable
+class Family(Protocol):
+    """The code for an architecture: one file of `vkvdb/models`, named after transformers' `model_type`; last line
+    `FAMILY = TheClass`. Everything but `load` reads the configuration alone and imports nothing heavy.
+    """
+
+    version: ClassVar[int]
+    checkpoint: ClassVar[bool]  # False for a family that needs no files
+
+    @staticmethod
+    def sites(config: Mapping[str, Any]) -> tuple[SiteShape, ...]:
+        """Every site that the model has, in the order of the flow."""
+        ...
+
+    @staticmethod
+    def cells(config: Mapping[str, Any], processor: Mapping[str, Any], width: int, height: int, square: int | None) -> int:
+        """How many cells the grid of an image of that size has."""
+        ...
+
+    @staticmethod
+    def load(checkpoint: Any, options: LoadOptions) -> Model:
+        """Load a `vkvdb.models._checkpoint.Checkpoint`. Raises BadCheckpoint."""
+        ...
+
+
+def group_sites(shapes: Iterable[SiteShape]) -> list[tuple[SiteShape, ...]]:
+    """Sites as they are stacked: of equal heads x dim together, sorted; the same for a capture, the store and a stream."""
+    groups: dict[tuple[int, int], list[SiteShape]] = {}
+    for shape in sorted(shapes, key=lambda s: s.site.number):
+        groups.setdefault((shape.heads, shape.dim), []).append(shape)
+    return [tuple(group) for group in groups.values()]
+
+
+def sample_to_json(sample: Sample) -> dict[str, Any]:
+    """A sample as plain JSON, without id, group and cluster (they are columns)."""
+    body = dataclasses.asdict(sample)
+    for column in ("id", "group", "cluster"):
+        del body[column]
+    return body
+
+
+def sample_from_json(kind: str, id: str, group: str, cluster: str, body: Mapping[str, Any]) -> Sample:
+    """The inverse of `sample_to_json`."""
+    cls = SAMPLE_KINDS[kind]
+    fields = {name: _REVIVE.get(name, _tuples)(value) for name, value in body.items()}
+    return cls(id=id, group=group, cluster=cluster, **fields)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _mask(value: Any) -> Mask | None:
+    return None if value is None else Mask(**value)
+
+
+def _labelled(value: Any) -> Labelled:
+    return Labelled(value["image"], Mask(**value["mask"]), _mask(value["ignore"]))
+
+
+_REVIVE: dict[str, Any] = {
+    "mask": _mask,
+    "ignore": _mask,
+    "query": _labelled,
+    "supports": lambda v: tuple(_labelled(x) for x in v),
+    "members": lambda v: tuple(_labelled(x) for x in v),
+    "others": lambda v: tuple(Mask(**x) for x in v),
+    "objects": lambda v: tuple(tuple(_mask(m) for m in frame) for frame in v),
+}
