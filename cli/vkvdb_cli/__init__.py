@@ -1,0 +1,1 @@
+"""The command line of vkvdb: one file a command, in `commands/`."""
