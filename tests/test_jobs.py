@@ -68,10 +68,16 @@ def test_what_decides_the_number_decides_the_id(other: Score) -> None:
 
 
 def test_provenance_does_not() -> None:
-    here, there = (Job(spec=SCORE, provenance=Provenance(model=m, dataset="x", device=d)) for m, d in (("a", "cpu"), ("b", "cuda")))
+    here, there = (
+        Job(spec=SCORE, provenance=Provenance(model=m, dataset="x", device=d)) for m, d in (("a", "cpu"), ("b", "cuda"))
+    )
     assert here.id == there.id
 
 
 def test_more_layers_belong_to_the_same_capture() -> None:
-    assert replace(SCORE, layers=(3,)).capture.id == SCORE.capture.id == Extract(capture=CAPTURE, parts=("key",)).capture.id
+    assert (
+        replace(SCORE, layers=(3,)).capture.id
+        == SCORE.capture.id
+        == Extract(capture=CAPTURE, parts=("key",)).capture.id
+    )
     assert replace(CAPTURE, block=4).id != CAPTURE.id

@@ -44,8 +44,13 @@ def test_site_numbers_are_stored_and_never_change() -> None:
 
 
 def test_sites_sort_in_the_order_of_the_flow() -> None:
-    flow = [Site("encoder", 9, "hidden"), Site("projector", 0, "hidden"), Site("decoder", 2, "key"), Site("decoder", 10, "key")]
-    assert sorted(reversed(flow)) == flow
+    flow = [
+        Site("encoder", 9, "hidden"),
+        Site("projector", 0, "hidden"),
+        Site("decoder", 2, "key"),
+        Site("decoder", 10, "key"),
+    ]
+    assert sorted(flow[::-1]) == flow
 
 
 @pytest.mark.parametrize("bad", [("encoders", 0, "key"), ("encoder", -1, "key"), ("encoder", 0, "values")])
@@ -89,14 +94,36 @@ def test_positions_must_fill_the_grid() -> None:
 MASK = Mask(4, 3, "abc")
 SAMPLES: list[Sample] = [
     ImagePair(
-        id="p", group="cat", cluster="1", source="a", target="b", source_points=((1.5, 2.0),), target_points=((3.0, 4.0),),
-        target_box=(0.0, 1.0, 2.0, 3.0), names=("ear",),
+        id="p",
+        group="cat",
+        cluster="1",
+        source="a",
+        target="b",
+        source_points=((1.5, 2.0),),
+        target_points=((3.0, 4.0),),
+        target_box=(0.0, 1.0, 2.0, 3.0),
+        names=("ear",),
     ),
-    Episode(id="e", group="dog", cluster="2", supports=(Labelled("a", MASK), Labelled("b", MASK, MASK)), query=Labelled("c", MASK)),
+    Episode(
+        id="e",
+        group="dog",
+        cluster="2",
+        supports=(Labelled("a", MASK), Labelled("b", MASK, MASK)),
+        query=Labelled("c", MASK),
+    ),
     Expression(id="x", group="g", cluster="3", image="a", text="left cat", mask=MASK, others=(MASK,)),
     Clip(id="c", group="g", cluster="4", frames=("a", "b"), objects=((MASK, None), (None, MASK))),
-    Question(id="q", group="count", cluster="5", shown=("a", "a"), text="how many?", answer="two", options=("one", "two"), marks=((1.0, 2.0),)),
-]  # fmt: skip
+    Question(
+        id="q",
+        group="count",
+        cluster="5",
+        shown=("a", "a"),
+        text="how many?",
+        answer="two",
+        options=("one", "two"),
+        marks=((1.0, 2.0),),
+    ),
+]
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: s.kind)

@@ -1,4 +1,6 @@
-"""What a person can do wrong, one class a mistake. The docstring is the message: what was asked, what is there, what to type next.
+"""What a person can do wrong, one class a mistake; the docstring is the message.
+
+It says what was asked, what is there, and what to type next.
 
 The command line prints the message as one line and exits with 1. Any other exception is a bug of ours and shows its
 traceback.
@@ -28,6 +30,10 @@ class NotIngested(VkvdbError):
 
 class BadDataset(VkvdbError):
     """{what}; expected {expected}; nothing was written"""
+
+
+class UnsoundDataset(VkvdbError):
+    """{name} is not sound: {where}: {what}{more}; nothing was written; to leave out what is wrong, add --skip-bad"""
 
 
 class BadImage(VkvdbError):
@@ -67,7 +73,7 @@ class CatalogLocked(VkvdbError):
 
 
 class TooLarge(VkvdbError):
-    """this would write {size}, over the budget of {budget}; add --yes, or narrow it with --layers, --parts or --limit"""
+    """this would write {size}, over the budget of {budget}; add --yes, or narrow it: --layers, --parts or --limit"""
 
 
 class JobFailed(VkvdbError):
@@ -100,3 +106,15 @@ class QueueFailed(VkvdbError):
 
 class AmbiguousJob(VkvdbError):
     """'{job}' begins {count} jobs: {matches}; type more of it"""
+
+
+class CatalogFailed(VkvdbError):
+    """the catalog {path}: {why}; it is only an index of the store: {hint}"""
+
+
+class BadIntervention(VkvdbError):
+    """intervention '{text}': {why}"""
+
+
+class MaskIgnored(VkvdbError):
+    """attention implementation '{attention}' can't be used for a knockout: {what}; type: --attention eager"""

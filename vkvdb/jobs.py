@@ -1,7 +1,7 @@
 """What a job is: a frozen specification, whose id is the hash of its canonical JSON.
 
-In the specification is what decides the number; what does not (device, host, the name that a person typed) travels beside it
-as provenance. A field equal to its default is left out of the JSON, so a new field changes no old id; changing what a
+In the specification is what decides the number; what does not (device, host, the name that a person typed) travels
+beside it as provenance. A field equal to its default is left out of the JSON, so a new field changes no old id; changing what a
 default means bumps the `version` of the file that reads it. Golden ids stand in `tests/test_jobs.py`.
 """
 
@@ -28,7 +28,7 @@ def digest(value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A checkpoint by content. `variant` is how it departs from it: `random:SEED`, `random-decoder:SEED` or `blank`.
+    """A checkpoint by content, and how it is departed from: `random:SEED`, `random-decoder:SEED` or `blank`.
 
     The checkpoint's hash covers weights, configuration, processor settings, tokenizer and chat template, so none of
     these is repeated here.
