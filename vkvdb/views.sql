@@ -1,0 +1,57 @@
+-- The views and macros. Each statement replaces what the catalog has under that name; one that is given up is dropped here.
+
+-- Student's t at 97.5 % (Cornish and Fisher's expansion around the normal's 1.96): few clusters, wide intervals.
+CREATE OR REPLACE MACRO t975(df) AS
+    1.959964 + 2.372271 / df + 2.822501 / df ** 2 + 2.555852 / df ** 3 + 1.589536 / df ** 4;
+
+-- A sum that is the same in whatever order DuckDB's threads add: in fixed point, with 60 binary digits after the point.
+CREATE OR REPLACE MACRO exact_sum(x) AS sum((x * 2.0 ** 60)::HUGEINT) / 2.0 ** 60;
+
+-- Every number that a site can have, spelled out (`Site.number` in vkvdb/types.py).
+CREATE OR REPLACE VIEW sites AS
+SELECT number::SMALLINT AS site,
+    ['encoder', 'projector', 'decoder', 'floor', 'ceiling'][1 + number // (512 * 6)] AS stage,
+    (number // 6 % 512)::SMALLINT AS layer,
+    ['key', 'key_unrotated', 'value', 'hidden', 'position', 'truth'][1 + number % 6] AS part
+FROM range(5 * 512 * 6) AS numbers(number);
+
+CREATE OR REPLACE VIEW newest AS
+SELECT *
+FROM jobs
+QUALIFY edition = max(edition) OVER (PARTITION BY id)
+    AND task_version IS NOT DISTINCT FROM max(task_version) OVER (PARTITION BY task)
+    AND family_version = max(family_version) OVER (PARTITION BY family);
+
+CREATE OR REPLACE VIEW results_by_group AS
+SELECT
+    job, jobs.id, jobs.edition,
+    jobs.model_name, jobs.family, jobs.variant, jobs.dataset_name, jobs.task,
+    sites.stage, sites.layer, sites.part, summaries.head, summaries.metric, summaries.grp,
+    summaries.value, summaries.se,
+    value - se * t975(n_clusters - 1) AS low,
+    value + se * t975(n_clusters - 1) AS high,
+    summaries.n, summaries.n_undefined, jobs.of, summaries.n_groups, summaries.n_clusters,
+    summaries.site, jobs.model, jobs.checkpoint, jobs.family_version, jobs.dataset, jobs.task_version, jobs.parameters,
+    jobs.prefix, jobs.square, jobs.view, jobs.dtype, jobs.quantisation, jobs.attention, jobs.block, jobs.interventions,
+    jobs.selection, jobs.layers, jobs.parts, jobs.seed, jobs.limited, jobs.capture, jobs.finished, jobs.notes
+FROM summaries JOIN newest AS jobs USING (job) JOIN sites USING (site);
+
+CREATE OR REPLACE VIEW results AS
+SELECT * FROM results_by_group WHERE grp = '';
+
+CREATE OR REPLACE VIEW best_layer AS
+WITH candidates AS (
+    SELECT * FROM results
+    WHERE stage IN ('encoder', 'projector', 'decoder') AND value IS NOT NULL
+    -- A head by itself; all heads concatenated only where there are no heads.
+    QUALIFY head >= 0 OR max(head) OVER (PARTITION BY job, site, metric) = -1
+)
+SELECT *, 'in-sample' AS choice
+FROM candidates
+QUALIFY row_number() OVER (PARTITION BY job, stage, part, metric ORDER BY value DESC, layer, head) = 1;
+
+COMMENT ON VIEW sites IS 'One row a number that a site can have: its stage, layer and part';
+COMMENT ON VIEW newest IS 'The jobs that the other views show: newest edition, newest version of task and family';
+COMMENT ON VIEW results_by_group IS 'One row a newest job, site, head, metric and group (empty for the mean over groups): value, error, 95 % interval, n, and every field of the specification';
+COMMENT ON VIEW results IS 'One row a newest job, site, head and metric: results_by_group where the group is empty';
+COMMENT ON VIEW best_layer IS 'One row a newest job, stage, part and metric: the layer and head with the highest value, chosen on the very samples that it is reported for';
