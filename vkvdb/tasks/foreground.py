@@ -1,0 +1,178 @@
+"""Few-shot foreground segmentation: a linear classifier on the image tokens of a few labelled images.
+
+Protocol. For every site and head, a classifier is fitted on the tokens of the support images (five in Pascal-5i) and
+applied to those of the query [S: Liu et al. 2025, arXiv 2510.04819]. Episodes and counting are hsnet's [C:
+common/evaluation.py of HSNet, Min et al. 2021]: void pixels are left out, and IoU is the sum of intersections over the
+sum of unions inside a class, averaged over classes. So a row's value is the episode's intersection over union and its
+weight the union in pixels: the weighted mean is that quotient.
+
+Our choices [D]. A cell is foreground where the mask covers more than half of it; cells mostly void or mostly outside
+the image are left out. Channels are standardised on the support tokens. `classifier=logistic`: L2 logistic regression,
+scikit-learn's C, gradient of the mean loss at most 1e-6. `classifier=ridge`: least squares on -1 and 1, closed form,
+another job and never in one chart with the first. The query's logits are upsampled bilinearly to the original pixels
+over the grid's window; above 0 is foreground, outside the window is background. hsnet resizes masks to 400 pixels
+unless told; here they stay as they are.
+
+Not defined, and so no row: an episode whose support cells are all background (the object is smaller than half a cell
+everywhere) or all foreground; and an empty union. Rows beside the model's, which are always there: floor.0.position
+takes the supports' mean cell shares less one half as logits, ceiling.0.truth the query's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from vkvdb.errors import BadOption
+from vkvdb.masks import decode
+from vkvdb.metrics import Bools, Floats, cell_shares, iou, upsampling
+from vkvdb.tasks._tokens import at_once, float32, like, pieces, room, upsample
+from vkvdb.types import CEILING, POSITION, Capture, Episode, Labelled, Needs, Sample, Scores, Site, TokenGrid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CLASSIFIERS = ("logistic", "ridge")
+_COUNTED = 1 << 24  # what a float32 counts to exactly; a larger image is taken in bands
+
+
+@dataclass(frozen=True)
+class Foreground:
+    """A linear classifier of foreground against background.
+
+    classifier: `logistic` or `ridge`.
+    c: the weight of the loss against the penalty, as scikit-learn's C; above 0 and at most 100.
+    """
+
+    version: ClassVar[int] = 1
+    takes: ClassVar[type[Sample]] = Episode
+    metrics: ClassVar[tuple[str, ...]] = ("iou",)
+
+    classifier: str = "logistic"
+    c: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.classifier not in CLASSIFIERS:
+            why = f"there are: {', '.join(CLASSIFIERS)}"
+            raise BadOption(option="-p", value=f"classifier {self.classifier}", why=why)
+        if not 0 < self.c <= 100:
+            raise BadOption(option="-p", value=f"c {self.c}", why="it must be above 0 and at most 100")
+
+    def needs(self, sample: Episode) -> Needs:
+        return Needs(sample.images())
+
+    def score(self, sample: Episode, captures: Mapping[str, Capture], texts: Mapping[str, Any]) -> Iterator[Scores]:
+        supports = [captures[s.image] for s in sample.supports]
+        query = captures[sample.query.image]
+        truth = _Truth(sample.query, query.grid)
+        kept, labels = _labels(sample.supports, [c.grid for c in supports])
+        defined = 0 < labels.sum() < len(labels)
+        for stack, *others in zip(query.stacks, *(c.stacks for c in supports), strict=True):
+            assert all(o.sites == stack.sites for o in others)
+            if not defined:
+                columns = stack.tokens.shape[1] + (stack.tokens.shape[1] > 1)
+                yield Scores("iou", stack.sites, np.full((len(stack.sites), columns), np.nan), weight=0.0)
+                continue
+            tokens = [o.tokens for o in others]
+            # Both layouts of the tokens, their weighted copy, and second derivatives.
+            heads, dim = stack.tokens.shape[1], stack.tokens.shape[-1]
+            each = 8 * len(labels) * heads * dim + 3 * (heads * dim) ** 2
+            found = [
+                truth.counts(self._logits([t[piece] for t in tokens], kept, labels, stack.tokens[piece]))
+                for piece in pieces(len(stack.sites), each, room(stack.tokens))
+            ]
+            yield _row(stack.sites, *(np.concatenate(part) for part in zip(*found, strict=True)))
+        for site, logits in ((POSITION, _mean_shares(sample.supports, supports, query.grid)), (CEILING, truth.shares)):
+            yield _row((site,), *truth.counts(_as_maps(logits - 0.5)))
+
+    def _logits(self, supports: Sequence[Tensor], kept: Bools, labels: Bools, query: Tensor) -> Tensor:
+        """The query's logits (sites, heads + 1, rows, cols); tokens are (sites, heads, rows, cols, dim)."""
+        import torch
+
+        from vkvdb.tasks import _linear
+
+        fit = _linear.logistic if self.classifier == "logistic" else _linear.ridge
+        where = torch.as_tensor(kept, device=query.device)
+        x = torch.cat([t.flatten(2, 3) for t in supports], 2)[:, :, where]
+        x, q = _linear.standardise(float32(x), float32(query).flatten(2, 3))
+        y = like(labels, x)
+
+        def apply(x: Tensor, q: Tensor) -> Tensor:
+            """Logits (problems, cells); tokens are (problems, tokens, dim) and (problems, cells, dim)."""
+            v = fit(x, y, self.c)
+            return torch.bmm(v[:, None, :-1], q.transpose(1, 2))[:, 0] + v[:, -1:]
+
+        sites, heads = x.shape[:2]
+        logits = apply(x.flatten(0, 1), q.flatten(0, 1)).view(sites, heads, -1)
+        if heads > 1:
+            together = apply(x.transpose(1, 2).flatten(2), q.transpose(1, 2).flatten(2))
+            logits = torch.cat([logits, together[:, None]], 1)
+        return logits.view(*logits.shape[:2], *query.shape[2:4])
+
+
+class _Truth:
+    """The query's mask, and what predictions on its grid are worth."""
+
+    def __init__(self, query: Labelled, grid: TokenGrid) -> None:
+        mask = decode(query.mask)
+        self.shares = cell_shares(mask, grid)
+        valid = np.ones_like(mask) if query.ignore is None else ~decode(query.ignore)
+        mask = mask & valid
+        self.area = int(mask.sum())
+        height, width = mask.shape
+        rows, cols, self.down, self.across = upsampling(grid, (width, height))
+        window = np.ix_(rows, cols)
+        self.pixels = np.stack([mask[window], valid[window]], -1)
+
+    def counts(self, logits: Tensor) -> tuple[Floats, Floats]:
+        """Pixels of intersection and union for logits (..., rows, cols): (...) each, where the logit is above 0."""
+        maps = logits.reshape(-1, *logits.shape[-2:])
+        down, across = like(self.down, maps), like(self.across, maps)
+        height, width = self.pixels.shape[:2]
+        both = np.zeros((len(maps), 2))
+        for band in pieces(height, width, _COUNTED):
+            pixels = like(self.pixels[band].reshape(-1, 2), maps)
+            for piece in pieces(len(maps), len(pixels), at_once(maps)):
+                chosen = upsample(maps[piece], down[band], across).gt_(0)
+                both[piece] += (chosen.flatten(1) @ pixels).cpu().numpy()
+        intersection, chosen_area = both.reshape(*logits.shape[:-2], 2).transpose(-1, *range(logits.dim() - 2))
+        return intersection, chosen_area + self.area - intersection
+
+
+def _labels(supports: Sequence[Labelled], grids: Sequence[TokenGrid]) -> tuple[Bools, Bools]:
+    """Of all support cells in order which are kept (all,), and of those which are foreground (kept,)."""
+    kept, labels = [], []
+    for support, grid in zip(supports, grids, strict=True):
+        mask = decode(support.mask)
+        countable = np.ones_like(mask) if support.ignore is None else ~decode(support.ignore)
+        # What is void or outside the image covers the rest of the cell.
+        kept.append((cell_shares(countable, grid) >= 0.5).ravel())
+        labels.append((cell_shares(mask, grid) > 0.5).ravel())
+    keep = np.concatenate(kept)
+    return keep, np.concatenate(labels)[keep]
+
+
+def _mean_shares(supports: Sequence[Labelled], captures: Sequence[Capture], grid: TokenGrid) -> Floats:
+    """The supports' mean cell shares (rows, cols), each image's window divided as the query's grid is."""
+    shares = [
+        cell_shares(decode(s.mask), TokenGrid(grid.rows, grid.cols, c.grid.window))
+        for s, c in zip(supports, captures, strict=True)
+    ]
+    mean: Floats = np.mean(shares, 0)
+    return mean
+
+
+def _as_maps(logits: Floats) -> Tensor:
+    import torch
+
+    return torch.as_tensor(logits, dtype=torch.float32)[None, None]
+
+
+def _row(sites: tuple[Site, ...], intersection: Floats, union: Floats) -> Scores:
+    return Scores("iou", sites, iou(intersection, union), weight=union)
+
+
+TASK = Foreground
