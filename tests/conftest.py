@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -13,17 +14,19 @@ from vkvdb.paths import Home, find_home
 
 # Set before anything imports them: no test may reach a hub, a telemetry host or a GPU.
 os.environ.update(HF_HUB_OFFLINE="1", MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true", CUDA_VISIBLE_DEVICES="")
+# Tests run side by side: more threads each would only stand in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     """An empty home of this test's own."""
     monkeypatch.setenv("VKVDB_HOME", str(tmp_path / "home"))
     for name in ("VKVDB_STORE", "VKVDB_PLUGINS", "VKVDB_MODEL", "VKVDB_DATASET", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
-    yield find_home()
+    return find_home()
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +45,36 @@ def small_onevision(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny DINOv2."""
     return tiny.dinov2(tmp_path_factory.mktemp("models") / "dinov2")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A tiny checkpoint of a family with the real processor's settings; each is made once."""
+    folder = tmp_path_factory.mktemp("tiny")
+
+    def make(family: str) -> Path:
+        path = folder / family
+        if not path.exists():
+            {**tiny.VLMS, **tiny.ENCODERS}[family](path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def readers(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """{family: its tiny checkpoint, loaded}, each loaded once; what a test changes in one, it puts back."""
+    from reading import loaded
+
+    home = Home(tmp_path_factory.mktemp("home"))
+    made: dict[str, Any] = {}
+
+    def read(family: str) -> Any:
+        if family not in made:
+            made[family] = loaded(tiny_model(family), home)
+        return made[family]
+
+    return read
 
 
 @pytest.fixture(scope="session")

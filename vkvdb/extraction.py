@@ -241,7 +241,8 @@ class Extraction:
         self._capture = spec.capture.id
         self._store = store
         self._on_step = on_step
-        each = bytes_per_image(checkpoint, shapes, spec.capture, rows)
+        # By all that the model has, not by what is wanted: shards of one capture are cut alike, whatever the sites.
+        each = bytes_per_image(checkpoint, checkpoint.sites(), spec.capture, rows)
         block = spec.capture.block
         self._shard_blocks = max(1, min(SHARD_IMAGES, SHARD_BYTES // max(1, each)) // block)
         self.shards = -(-self.source.blocks // self._shard_blocks)

@@ -188,7 +188,8 @@ class Scoring:
         if self._cache is None:
             # Made at the first shard that is not done, so that a resumed job plans with the samples that are left.
             budget = self.job.provenance.cache_gb * 1e9
-            left = [self._blocks[n] if not self.done(n // SHARD_SAMPLES) else () for n in range(self.total)]
+            done = self.store.score_shards(self.job.id, self.job.edition)
+            left = [() if n // SHARD_SAMPLES in done else self._blocks[n] for n in range(self.total)]
             self._cache = Cache(left, budget)
         rows = Columns()
         for n in self._range(shard):

@@ -1,0 +1,50 @@
+"""Score a task at every layer and head of a model, beside its controls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from vkvdb_cli._queueing import POSITIVE, capture_options
+
+
+@click.command(epilog="Controls are raw pixels, random weights, a blank image and a random decoder.")
+@click.option("--task", required=True, help="What to score: correspondence, foreground ...")
+@click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of the task.")
+@click.option("--encoder", "encoders", multiple=True, help="An encoder to score beside the model; may be repeated.")
+@click.option("--controls/--no-controls", default=True, show_default=True, help="Queue the controls too.")
+@click.option("--cache-gb", type=POSITIVE, default=8.0, show_default=True, help="Memory for captured blocks.")
+@capture_options
+@click.pass_context
+def command(ctx: click.Context, /, **options: Any) -> None:
+    """Score a task at every layer, KV head and part of a model, and at its tower and projector.
+
+    Jobs are queued for `vkvdb work`, or run at once with --now. The same job is never run twice unless --again.
+    """
+    from vkvdb.paths import find_home
+    from vkvdb.planning import default_dataset, default_encoders, default_model, score_jobs
+    from vkvdb.store import Store
+    from vkvdb_cli._queueing import choices, dry_run, ensure_made, queue
+
+    chosen = choices(options)
+    home = find_home()
+    store = Store(home.store)
+    model = options["model"] or default_model()
+    dataset = options["dataset"] or default_dataset()
+    ensure_made(home, store, dataset)
+    planned = score_jobs(
+        home,
+        store,
+        task=options["task"],
+        model=model,
+        dataset=dataset,
+        parameters=dict(options["parameters"]),
+        choices=chosen,
+        encoders=options["encoders"] or default_encoders(model),
+        controls=options["controls"],
+    )
+    if options["dry_run"]:
+        dry_run(home, store, planned)
+    else:
+        ctx.exit(queue(home, store, planned, options["now"]))
