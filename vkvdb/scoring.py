@@ -234,7 +234,7 @@ class Scoring:
             "captured": self.source.facts(),
             "device": self.source.device,
             "versions": versions(),
-            "notes": {"title": title_of(self.task, self.samples[0][1])},
+            "notes": {"title": title_of(self.task, self.samples[0][1]), "metrics": list(self.task.metrics)},
         }
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 STAGES = ("encoder", "projector", "decoder", "floor", "ceiling")
 PARTS = ("key", "key_unrotated", "value", "hidden", "position", "truth")
 _LAYERS = 512
+_PARTS = 8  # room for parts that are yet to come
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class Site:
     @property
     def number(self) -> int:
         """The site as the catalog's SMALLINT, the same for every model."""
-        return (STAGES.index(self.stage) * _LAYERS + self.layer) * len(PARTS) + PARTS.index(self.part)
+        return (STAGES.index(self.stage) * _LAYERS + self.layer) * _PARTS + PARTS.index(self.part)
 
     @classmethod
     def from_number(cls, number: int) -> Site:
-        rest, part = divmod(number, len(PARTS))
+        rest, part = divmod(number, _PARTS)
         stage, layer = divmod(rest, _LAYERS)
         return cls(STAGES[stage], layer, PARTS[part])
 
@@ -263,7 +264,7 @@ class Clip(Sample):
 
 @dataclass(frozen=True, kw_only=True)
 class Question(Sample):
-    """A multiple-choice or open question about images; `answer` is one of `options`, or the words where there are none."""
+    """A multiple-choice or open question about images; `answer` is one of `options`, or, without any, the words."""
 
     kind: ClassVar[str] = "question"
     shown: tuple[str, ...]
@@ -357,7 +358,10 @@ class Scores:
 
 @runtime_checkable
 class Task(Protocol):
-    """A task: one file of `vkvdb/tasks`, a frozen dataclass whose fields are its parameters; last line `TASK = TheClass`."""
+    """A task: one file of `vkvdb/tasks`, a frozen dataclass whose fields are its parameters.
+
+    The file's last line is `TASK = TheClass`.
+    """
 
     version: ClassVar[int]
     takes: ClassVar[type[Sample]]
@@ -402,13 +406,13 @@ class Model(Protocol):
         ...
 
     def text(self, words: str, sites: Sequence[Site]) -> dict[Site, torch.Tensor]:
-        """{site: (heads, dim)} of the last token of some words, without an image; sites without such a vector are left out."""
+        """{site: (heads, dim)} of the last token of some words, without an image; only sites that have one."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """How a checkpoint is loaded and what its images are shown with; all but the device is part of the specification."""
+    """How a checkpoint is loaded, and how images are shown to it; all but the device is part of the specification."""
 
     dtype: str | None = None
     attention: str = "sdpa"
@@ -428,6 +432,7 @@ class Family(Protocol):
 
     version: ClassVar[int]
     checkpoint: ClassVar[bool]  # False for a family that needs no files
+    views: ClassVar[tuple[str, ...]]  # what of an image can be read; `base` first
 
     @staticmethod
     def sites(config: Mapping[str, Any]) -> tuple[SiteShape, ...]:
@@ -435,8 +440,16 @@ class Family(Protocol):
         ...
 
     @staticmethod
-    def cells(config: Mapping[str, Any], processor: Mapping[str, Any], width: int, height: int, square: int | None) -> int:
-        """How many cells the grid of an image of that size has."""
+    def cells(
+        config: Mapping[str, Any],
+        processor: Mapping[str, Any],
+        width: int,
+        height: int,
+        square: int | None,
+        *,
+        view: str = "base",
+    ) -> int:
+        """How many cells the grid of an image of that size has, in a view."""
         ...
 
     @staticmethod
@@ -446,7 +459,7 @@ class Family(Protocol):
 
 
 def group_sites(shapes: Iterable[SiteShape]) -> list[tuple[SiteShape, ...]]:
-    """Sites as they are stacked: of equal heads x dim together, sorted; the same for a capture, the store and a stream."""
+    """Sites as they are stacked: of equal heads x dim together, sorted; the same in captures, store and stream."""
     groups: dict[tuple[int, int], list[SiteShape]] = {}
     for shape in sorted(shapes, key=lambda s: s.site.number):
         groups.setdefault((shape.heads, shape.dim), []).append(shape)
@@ -461,7 +474,13 @@ def sample_to_json(sample: Sample) -> dict[str, Any]:
     return body
 
 
-def sample_from_json(kind: str, id: str, group: str, cluster: str, body: Mapping[str, Any]) -> Sample:
+def sample_from_json(
+    kind: str,
+    id: str,  # noqa: A002 - what it is called in every table
+    group: str,
+    cluster: str,
+    body: Mapping[str, Any],
+) -> Sample:
     """The inverse of `sample_to_json`."""
     cls = SAMPLE_KINDS[kind]
     fields = {name: _REVIVE.get(name, _tuples)(value) for name, value in body.items()}

@@ -10,10 +10,10 @@ CREATE OR REPLACE MACRO exact_sum(x) AS sum((x * 2.0 ** 60)::HUGEINT) / 2.0 ** 6
 -- Every number that a site can have, spelled out (`Site.number` in vkvdb/types.py).
 CREATE OR REPLACE VIEW sites AS
 SELECT number::SMALLINT AS site,
-    ['encoder', 'projector', 'decoder', 'floor', 'ceiling'][1 + number // (512 * 6)] AS stage,
-    (number // 6 % 512)::SMALLINT AS layer,
-    ['key', 'key_unrotated', 'value', 'hidden', 'position', 'truth'][1 + number % 6] AS part
-FROM range(5 * 512 * 6) AS numbers(number);
+    ['encoder', 'projector', 'decoder', 'floor', 'ceiling'][1 + number // (512 * 8)] AS stage,
+    (number // 8 % 512)::SMALLINT AS layer,
+    ['key', 'key_unrotated', 'value', 'hidden', 'position', 'truth'][1 + number % 8] AS part
+FROM range(5 * 512 * 8) AS numbers(number) WHERE number % 8 < 6;
 
 CREATE OR REPLACE VIEW newest AS
 SELECT *
