@@ -190,7 +190,7 @@ def main() -> None:
     episode = Episode(id="episode", group="", cluster="", supports=labelled[:5], query=labelled[5])
 
     print(
-        f"{options.layers} layers x {options.parts} parts x {options.heads} heads (and all together), dim {options.dim},"
+        f"{options.layers} layers x {options.parts} parts x {options.heads} heads (and all as one), dim {options.dim},"
     )
     print(f"grid {options.grid}, {options.pixels} px, {options.points} points; {options.threads} threads\n")
     print("| a sample of | task | its products alone | ratio | head by head | ratio |\n|---|---|---|---|---|---|")

@@ -88,6 +88,31 @@ def test_an_unknown_architecture_names_those_that_are_known(copy: Path, home: Ho
         resolve(str(copy), home)
 
 
+def test_files_that_changed_are_a_new_revision_said_once(
+    copy: Path, home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = resolve(str(copy), home)
+    assert resolve(f"{copy}@random:0", home).hash != before.hash  # a variant reads fewer files: no revision
+    (copy / "README.md").write_text("words")
+    resolve(str(copy), home)
+    assert capsys.readouterr().err == ""
+    template = copy / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    assert resolve(str(copy), home).id != before.id
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"model {copy}: its settings changed")
+    assert "new revision" in line
+    weights = copy / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    resolve(f"{copy}@random:0", home)  # reads no weights, so it does not know
+    assert capsys.readouterr().err == ""
+    resolve(str(copy), home)
+    resolve(str(copy), home)
+    assert capsys.readouterr().err.count("its weights changed") == 1
+
+
 def test_an_unknown_variant(small_onevision: Path, home: Home) -> None:
     with pytest.raises(BadCheckpoint, match="random:SEED, random-decoder:SEED, blank"):
         resolve(f"{small_onevision}@random", home)

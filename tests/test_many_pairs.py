@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,8 @@ class Many:
             a, b = (c * 100 + m for m in draw.sample(range(100), 2))
             found.samples.append(ImagePair(
                 id=str(n), group=str(c), cluster=str(a), source=f"{a:04d}", target=f"{b:04d}",
-                source_points=((1.0, 1.0), (3.0, 2.0)), target_points=((2.0, 1.0), (3.0, 3.0)), target_box=(0, 0, 4, 4)))
+                source_points=((1.0, 1.0), (3.0, 2.0)), target_points=((2.0, 1.0), (3.0, 3.0)),
+                target_box=(0, 0, 4, 4)))
         return found
 
 
@@ -48,7 +50,11 @@ DATASET = Many
 
 @pytest.mark.slow
 def test_an_image_is_captured_at_most_one_and_a_half_times(
-    home: Home, small_onevision: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    home: Home,
+    small_onevision: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     plugin = tmp_path / "plugins" / "datasets" / "many.py"
     plugin.parent.mkdir(parents=True)
@@ -75,5 +81,5 @@ def test_an_image_is_captured_at_most_one_and_a_half_times(
     assert facts is not None
     assert facts["n"] == 12234
     with capsys.disabled():
-        print(f"\n12,234 pairs over 1,800 images: {facts['captured']['per_image']} captures an image")
+        sys.stdout.write(f"\n12,234 pairs over 1,800 images: {facts['captured']['per_image']} captures an image\n")
     assert facts["captured"]["per_image"] <= 1.5

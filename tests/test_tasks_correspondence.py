@@ -344,15 +344,15 @@ def test_any_dtype_and_the_tokens_stay_as_they_are(dtype):
 def test_zero_constant_and_opposite_tokens():
     tokens = torch.zeros(3, 1, 3, 4, 2)
     tokens[1] = 1
-    # Between opposite neighbours the interpolated token is zero; what is asked for lies elsewhere.
-    tokens[2, ..., 0] = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    # Halfway between opposite neighbours, at the pixels 2.5 and 7.5, the interpolated token is nothing.
+    tokens[2, ..., 0] = torch.tensor([0.7, -0.7, 0.7, -0.7])
     tokens[2, 0, 1, 2] = torch.tensor([0.0, 5.0])
     asked = torch.tensor([0.3, 1.0]).expand(3, 1, 1, 2)
     products = torch.einsum("shkd,shrcd->shkrc", asked, tokens).flatten(0, 1)
     squares = _nearest.neighbour_products(tokens).flatten(0, 1)
-    found = _nearest.Pixels(whole(3, 4, 80, 30), None).nearest(products, squares)
+    found = _nearest.Pixels(whole(3, 4, 10, 30), None).nearest(products, squares)
     assert np.isfinite(found).all()
-    assert abs(found[2, 0, 0] - 50) < 20
+    assert abs(found[2, 0, 0] - 6.25) < 2.5
     assert abs(found[2, 0, 1] - 15) < 10
 
 

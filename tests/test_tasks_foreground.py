@@ -308,6 +308,19 @@ def test_an_object_smaller_than_half_a_cell_is_not_defined():
     assert np.isnan(score(Foreground(), episode(everywhere), of)[0].values).all()
 
 
+def test_void_inside_the_object_is_in_neither_sum():
+    regions, grids = list(shapes(3, 60, 60)), [whole(10, 10, 60, 60)] * 3
+    void = np.zeros((60, 60), bool)
+    void[:30] = True
+    of = captures(grids, informed(regions, grids, strength=30))
+    whole_object = table(Foreground(), episode(regions), of)
+    half = table(Foreground(), episode(regions, [None, None, void]), of)
+    lower = table(Foreground(), episode([*regions[:2], regions[2] & ~void], [None, None, void]), of)
+    for site in (*SITES[:2], POSITION):
+        assert np.array_equal(half[site], lower[site])
+        assert (half[site][1] < whole_object[site][1]).all()
+
+
 def test_an_empty_union_is_not_defined():
     regions, grids = [*shapes(2, 40, 40), np.zeros((40, 40), bool)], [whole(4, 4, 40, 40)] * 3
     value, weight = table(Foreground(), episode(regions), captures(grids, informed(regions, grids)))[CEILING]

@@ -219,7 +219,9 @@ def bytes_per_image(
     """What an image's tokens weigh at some sites, averaged over the images of a job."""
     width = {"float16": 2, "bfloat16": 2}.get(capture.dtype or checkpoint.dtype, 4)
     config, processor = checkpoint.config, checkpoint.processor
-    cells = [checkpoint.code.cells(config, processor, r.width, r.height, capture.square) for r in rows]
+    cells = [
+        checkpoint.code.cells(config, processor, r.width, r.height, capture.square, view=capture.view) for r in rows
+    ]
     return round(sum(s.heads * s.dim for s in shapes) * width * sum(cells) / max(1, len(cells)))
 
 

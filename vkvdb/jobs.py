@@ -1,8 +1,8 @@
 """What a job is: a frozen specification, whose id is the hash of its canonical JSON.
 
 In the specification is what decides the number; what does not (device, host, the name that a person typed) travels
-beside it as provenance. A field equal to its default is left out of the JSON, so a new field changes no old id; changing what a
-default means bumps the `version` of the file that reads it. Golden ids stand in `tests/test_jobs.py`.
+beside it as provenance. A field equal to its default is left out of the JSON, so a new field changes no old id;
+changing what a default means bumps the `version` of the file that reads it. Golden ids stand in `tests/test_jobs.py`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureSpec:
-    """What decides the bytes of a tensor, apart from the site. `selection` is the hash of the image list when not all."""
+    """What decides the bytes of a tensor, but for the site. `selection` is the hash of the image list when not all."""
 
     model: ModelSpec
     dataset: str

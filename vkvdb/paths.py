@@ -50,6 +50,11 @@ class Home:
         """Content hashes of checkpoint files, kept by path, size and time of change."""
         return self.root / "hashes.json"
 
+    @property
+    def revisions(self) -> Path:
+        """{a checkpoint's folder or hub id: hashes of its settings and its weights when it was last used}."""
+        return self.root / "revisions.json"
+
 
 def find_home() -> Home:
     """`VKVDB_HOME`, else the nearest `.vkvdb` upward from here, else a new one here (said once, on stderr).

@@ -54,6 +54,7 @@ class Choices:
     parts: tuple[str, ...] | None = None
     prefix: str = ""
     square: int | None = None
+    view: str = "base"
     dtype: str | None = None
     quantisation: str | None = None
     attention: str = "sdpa"
@@ -193,7 +194,7 @@ def _same_code(found: Checkpoint, asked: Checkpoint) -> bool:
 
 def _for_encoder(choices: Choices) -> Choices:
     """What another model is read with: all its layers, its own type, no prefix and its own square."""
-    return replace(choices, layers=None, prefix="", square=None, dtype=None, quantisation=None)
+    return replace(choices, layers=None, prefix="", square=None, view="base", dtype=None, quantisation=None)
 
 
 def _all_or(layers: tuple[int, ...] | None, found: Checkpoint) -> tuple[int, ...] | None:
@@ -208,10 +209,13 @@ def _all_or(layers: tuple[int, ...] | None, found: Checkpoint) -> tuple[int, ...
 def _capture(found: Checkpoint, manifest: Mapping[str, Any], choices: Choices, selection: str) -> CaptureSpec:
     if choices.block < 1:
         raise BadOption(option="--block", value=choices.block, why="at least one image is expected")
+    if choices.view not in found.code.views:
+        raise BadOption(option="--view", value=choices.view, why=f"{found.family} has {', '.join(found.code.views)}")
     return CaptureSpec(
         model=found.spec,
         dataset=manifest["hash"],
         square=choices.square,
+        view=choices.view,
         prefix=choices.prefix,
         dtype=None if choices.dtype == found.dtype else choices.dtype,
         quantisation=choices.quantisation,

@@ -299,7 +299,7 @@ class Columns:
             heads.append(np.tile(np.array([*range(columns - 1), -1], dtype=np.int8), count))
             metrics += [scores.metric] * array.size
             values.append(array.ravel())
-            weights.append(np.full(array.size, scores.weight, dtype=np.float32))
+            weights.append(np.broadcast_to(np.asarray(scores.weight, dtype=np.float32), array.shape).ravel())
 
         def joined(pieces: list[Any], dtype: Any) -> Any:
             return np.concatenate(pieces) if pieces else np.empty(0, dtype=dtype)

@@ -25,6 +25,9 @@ _OPTIONS = (
     click.option("--parts", help="Which parts, of key,key_unrotated,value,hidden."),
     click.option("--prefix", default="", help="Text before the image."),
     click.option("--square", type=click.IntRange(1), help="Stretch images to N x N pixels first."),
+    click.option(
+        "--view", default="base", show_default=True, help="base, or tiles where a model cuts images into them."
+    ),
     click.option("--dtype", help="float32, float16 or bfloat16; the checkpoint's own unless told."),
     click.option("--attention", default="sdpa", show_default=True, help="The attention implementation."),
     click.option("--quantisation", type=click.Choice(["4bit", "8bit"]), help="Load with bitsandbytes."),
@@ -54,6 +57,7 @@ def choices(options: dict[str, Any]) -> Choices:
         parts=parse_parts(options["parts"]) if options["parts"] else None,
         prefix=options["prefix"],
         square=options["square"],
+        view=options["view"],
         dtype=options["dtype"],
         quantisation=options["quantisation"],
         attention=options["attention"],

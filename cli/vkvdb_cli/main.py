@@ -22,6 +22,10 @@ from vkvdb.registry import nearest
 
 _FOLDER = Path(__file__).parent / "commands"
 
+# Threads that wait for each other sleep instead of spinning: beside another busy process, spinning made small products
+# fifty times slower. Read by OpenMP when torch is imported, long after this.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
 
 

@@ -1,16 +1,17 @@
 """Read image tokens' keys and values from the model's own KV cache, at almost no cost over the bare forward pass.
 
-A `Cache` of ours is handed to the decoder. It receives each layer's keys and values once, keeps the image positions of the
-wanted layers and lets the rest go: no attention is re-implemented and no module is replaced. Since attention is causal, only the
-prefix up to the image's end is run, without the language-model head, and no deeper than the last wanted layer. Tower,
-projector, hidden states and the rotation's cos and sin are read by forward hooks, which are removed after each block.
+A `Cache` of ours is handed to the decoder. It receives each layer's keys and values once, keeps the image positions of
+the wanted layers and lets the rest go: no attention is re-implemented and no module is replaced. Since attention is
+causal, only the prefix up to the image's end is run, without the language-model head, and no deeper than the last
+wanted layer. Tower, projector, hidden states and the rotation's cos and sin are read by forward hooks, which are
+removed after each block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,8 +26,8 @@ class _Deep(Exception):
     """The last wanted layer has been read: what lies deeper is not run."""
 
 
-class ReadingCache(Cache):  # type: ignore[misc]
-    """Hands each layer's keys and values (batch, heads, positions, dim) to `sink`, keeps nothing, and stops when told to."""
+class ReadingCache(Cache):
+    """Hands each layer's keys and values (batch, heads, positions, dim) to `sink`, keeps none, stops after `last`."""
 
     def __init__(self, sink: Callable[[int, torch.Tensor, torch.Tensor], None], last: int | None = None) -> None:
         super().__init__(layers=[])
@@ -50,32 +51,94 @@ class ReadingCache(Cache):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
+class Gather:
+    """Where an image's cells lie among the tower's tokens of a block, all its tiles one after another.
+
+    `index` is (rows, cols) of what the projector is given; it is resampled to `size` where the decoder sees fewer
+    cells.
+    """
+
+    index: torch.Tensor
+    size: tuple[int, int]
+
+    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+        """Features (tokens, dim) to (1, cells, dim), row by row."""
+        picked = features[self.index.to(features.device)]
+        if picked.shape[:2] != self.size:
+            # As the model itself shrinks the projector's output.
+            planes = picked.permute(2, 0, 1)[None].float()
+            shrunk = nn.functional.interpolate(planes, self.size, mode="bilinear")[0]
+            picked = shrunk.permute(1, 2, 0).to(features.dtype)
+        return picked.flatten(0, 1)[None]
+
+
+@dataclass(frozen=True)
 class Block:
     """One forward pass: the model's inputs, and for each image its row in the batch and its grid.
 
-    `rows[i]` is the batch row of image i and `grids[i].positions` its tokens there. `vision` tells where its tokens lie in the
-    tower's and projector's outputs: a slice of (tiles, tokens) flattened, one index tensor an image.
+    `rows[i]` is the batch row of image i, `grids[i].positions` its tokens there, and `tower[i]` its cells among the
+    tower's. `settings` stand in the model's configuration while the block is run.
     """
 
     inputs: dict[str, Any]
     rows: tuple[int, ...]
     grids: tuple[TokenGrid, ...]
-    vision: tuple[torch.Tensor, ...]
+    tower: tuple[Gather, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def plain_rotation(out: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """(cos, sin), each (batch, positions, dim), of a decoder with one-dimensional positions."""
+    cos, sin = out
+    return cos, sin
+
+
+def mrope_rotation(section: Sequence[int]) -> Callable[[Any], tuple[torch.Tensor, torch.Tensor]]:
+    """(cos, sin) of a decoder whose positions are (time, row, column).
+
+    Its rotary module gives (batch, positions, dim), or (3, batch, positions, dim) for the layer to combine: then
+    `section` says of how many of the dim / 2 frequencies each axis takes its turn, as the layer does it.
+    """
+
+    def combined(turn: torch.Tensor) -> torch.Tensor:
+        if turn.dim() == 3:
+            return turn
+        pieces = torch.split(turn, [*section, *section], dim=-1)
+        return torch.cat([piece[i % 3] for i, piece in enumerate(pieces)], dim=-1)
+
+    def rotation(out: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = out
+        return combined(cos), combined(sin)
+
+    return rotation
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The modules that are read, as a family finds them in its model."""
+    """The modules that are read, as a family finds them in its model, and how.
+
+    `tower_layer` is the layer of the tower that the projector is given, `merged` how many of its tokens make one cell.
+    `rotation` makes (cos, sin), each (batch, positions, dim), of what the decoder's rotary module returns.
+    """
 
     body: nn.Module
     projector: nn.Module
     decoder: nn.Module
+    tower_layer: int
+    merged: int = 1
+    rotation: Callable[[Any], tuple[torch.Tensor, torch.Tensor]] = plain_rotation
 
     @property
     def layers(self) -> nn.ModuleList:
         layers = self.decoder.layers
         assert isinstance(layers, nn.ModuleList)
         return layers
+
+    @property
+    def rotary(self) -> nn.Module:
+        rotary = self.decoder.rotary_emb
+        assert isinstance(rotary, nn.Module)
+        return rotary
 
 
 class _Sink:
@@ -88,7 +151,10 @@ class _Sink:
         self.filled: set[Site] = set()
         self.positions = [torch.tensor(grid.positions) for grid in block.grids]
         self.tokens = [
-            [torch.empty(len(group), group[0].heads, g.rows * g.cols, group[0].dim, dtype=dtype) for group in self.groups]
+            [
+                torch.empty(len(group), group[0].heads, g.rows * g.cols, group[0].dim, dtype=dtype)
+                for group in self.groups
+            ]
             for g in block.grids
         ]
 
@@ -107,25 +173,26 @@ class _Sink:
         for image, (row, positions) in enumerate(zip(self.block.rows, self.positions, strict=True)):
             self.put(site, image, states[row].index_select(1, positions.to(states.device)))
 
-    def vision(self, site: Site, features: torch.Tensor) -> None:
-        """Pick the images' tokens out of features (tiles, tokens, dim)."""
-        flat = features.flatten(0, -2)
-        for image, index in enumerate(self.block.vision):
-            self.put(site, image, flat.index_select(0, index.to(flat.device))[None])
+    def tower(self, site: Site, features: torch.Tensor, merged: int) -> None:
+        """Pick the images' cells out of features (..., tokens, dim), of which `merged` in a row make a cell."""
+        flat = features.reshape(-1, merged * features.shape[-1])
+        for image, gather in enumerate(self.block.tower):
+            self.put(site, image, gather(flat))
 
     def stacks(self, image: int) -> Stacks:
         grid = self.block.grids[image]
         return tuple(
-            TokenStack(tuple(s.site for s in group), tokens.unflatten(2, (grid.rows, grid.cols)))
+            TokenStack(tuple(s.site for s in group), torch.unflatten(tokens, 2, (grid.rows, grid.cols)))
             for group, tokens in zip(self.groups, self.tokens[image], strict=True)
         )
 
 
 def unrotate(keys: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Keys before rotation. `keys` (..., positions, dim), `cos` and `sin` (positions, dim) as the layer itself used them.
+    """Keys before rotation. `keys` (..., positions, dim), `cos` and `sin` (positions, dim) as the layer itself used
+    them.
 
-    The rotation is k' = k cos + half(k) sin with half(k) = (-k2, k1); cos and sin may carry a scale. Computed in float32, given
-    back in the keys' type.
+    The rotation is k' = k cos + half(k) sin with half(k) = (-k2, k1); cos and sin may carry a scale. Computed in
+    float32, given back in the keys' type.
     """
     k, cos, sin = keys.float(), cos.float(), sin.float()
     first, second = k.chunk(2, dim=-1)
@@ -134,20 +201,8 @@ def unrotate(keys: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
 
 @torch.inference_mode()
-def read_block(
-    parts: Parts,
-    block: Block,
-    shapes: Sequence[SiteShape],
-    *,
-    name: str,
-    rotation: Callable[[Any], tuple[torch.Tensor, torch.Tensor]],
-    tower_layer: int,
-) -> list[tuple[TokenGrid, Stacks]]:
-    """Run one block and read `shapes` of it.
-
-    `rotation` makes (cos, sin), each (batch, positions, dim), of what the decoder's rotary module returns.
-    Raises NothingCaptured and NotFinite, naming the model `name`.
-    """
+def read_block(parts: Parts, block: Block, shapes: Sequence[SiteShape], *, name: str) -> list[tuple[TokenGrid, Stacks]]:
+    """Run one block and read `shapes` of it. Raises NothingCaptured and NotFinite, naming the model `name`."""
     dtype = next(parts.decoder.parameters()).dtype
     sink = _Sink(block, shapes, dtype)
     last, hidden_last = _depth(s.site for s in shapes)
@@ -162,31 +217,41 @@ def read_block(
             cos, sin = turned[-1]
             sink.sequence(site, unrotate(keys, cos[:, None], sin[:, None]))
 
-    with ExitStack() as hooks:
-
-        def hook(module: nn.Module, function: Callable[..., None], before: bool = False) -> None:
-            register = module.register_forward_pre_hook if before else module.register_forward_hook
-            hooks.callback(register(function).remove)  # type: ignore[operator]
-
-        rotary = parts.decoder.rotary_emb
-        assert isinstance(rotary, nn.Module)
-        hook(rotary, lambda _m, _i, out: turned.append(rotation(out)))
-        if site := sink.wants("encoder", tower_layer, "hidden"):
-            # What the projector is given is the tower's output as this family selects it (layer, class token dropped).
-            hook(parts.projector, lambda _m, inputs, s=site: sink.vision(s, inputs[0]), before=True)
-        if site := sink.wants("projector", 0, "hidden"):
-            hook(parts.projector, lambda _m, _i, out, s=site: sink.vision(s, out))
-        for number, layer in enumerate(parts.layers):
-            if site := sink.wants("decoder", number, "hidden"):
-                hook(layer, lambda _m, _i, out, s=site: sink.sequence(s, _states(out)[:, None]))
-            if number == hidden_last:
-                hook(layer, _stop)
-        cache = ReadingCache(keys_values, last=last)
-        try:
-            parts.body(**block.inputs, past_key_values=cache, use_cache=True)
-        except _Deep:
-            pass
+    with ExitStack() as undo:
+        _after(undo, parts.rotary, lambda _m, _i, out: turned.append(parts.rotation(out)))
+        _watch(undo, parts, sink)
+        if hidden_last is not None:
+            _after(undo, parts.layers[hidden_last], _stop)
+        for setting, value in block.settings.items():
+            undo.callback(setattr, parts.body.config, setting, getattr(parts.body.config, setting))
+            setattr(parts.body.config, setting, value)
+        with suppress(_Deep):
+            parts.body(**block.inputs, past_key_values=ReadingCache(keys_values, last=last), use_cache=True)
     return _checked(sink, block, name)
+
+
+def _after(undo: ExitStack, module: nn.Module, function: Callable[..., None]) -> None:
+    """Call `function(module, inputs, output)` after each forward of a module, until `undo` is closed."""
+    undo.callback(module.register_forward_hook(function).remove)
+
+
+def _watch(undo: ExitStack, parts: Parts, sink: _Sink) -> None:
+    """Read the sites that do not pass through the cache: tower, projector and hidden states."""
+    if tower := sink.wants("encoder", parts.tower_layer, "hidden"):
+        # What the projector is given is the tower's output as this family selects it (layer, class token dropped).
+        def before_projector(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            sink.tower(tower, inputs[0], parts.merged)
+
+        undo.callback(parts.projector.register_forward_pre_hook(before_projector).remove)
+    if projector := sink.wants("projector", 0, "hidden"):
+        # The projector's output where it enters the decoder: in the order, and on the grid, of the sequence.
+        def before_decoder(_module: nn.Module, _inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            sink.sequence(projector, named["inputs_embeds"][:, None])
+
+        undo.callback(parts.decoder.register_forward_pre_hook(before_decoder, with_kwargs=True).remove)
+    for number, layer in enumerate(parts.layers):
+        if hidden := sink.wants("decoder", number, "hidden"):
+            _after(undo, layer, lambda _m, _i, out, s=hidden: sink.sequence(s, _states(out)[:, None]))
 
 
 def _states(out: Any) -> torch.Tensor:
@@ -230,12 +295,7 @@ def check_finite(stacks: Stacks, name: str, image: int) -> None:
 
 
 @torch.inference_mode()
-def read_text(
-    decoder: nn.Module,
-    embeddings: torch.Tensor,
-    sites: Sequence[Site],
-    rotation: Callable[[Any], tuple[torch.Tensor, torch.Tensor]],
-) -> dict[Site, torch.Tensor]:
+def read_text(parts: Parts, embeddings: torch.Tensor, sites: Sequence[Site]) -> dict[Site, torch.Tensor]:
     """{site: (heads, dim)} of the last of some token embeddings (1, positions, width), run through the decoder alone.
 
     The projector's site gives the words' own input embedding (the last token's), the space that it projects into.
@@ -256,31 +316,17 @@ def read_text(
 
     keep(Site("projector", 0, "hidden"), embeddings[0, -1:])
     last, hidden_last = _depth(sites)
-    layers, rotary = decoder.layers, decoder.rotary_emb
-    assert isinstance(layers, nn.ModuleList)
-    assert isinstance(rotary, nn.Module)
-    with ExitStack() as hooks:
-        hooks.callback(rotary.register_forward_hook(lambda _m, _i, out: turned.append(rotation(out))).remove)
-        for number, layer in enumerate(layers):
-            if Site("decoder", number, "hidden") in wanted:
-                hooks.callback(
-                    layer.register_forward_hook(
-                        lambda _m, _i, out, n=number: keep(Site("decoder", n, "hidden"), _states(out)[0, -1:])
-                    ).remove
-                )
-            if number == hidden_last:
-                hooks.callback(layer.register_forward_hook(_stop).remove)
-        try:
-            decoder(inputs_embeds=embeddings, past_key_values=ReadingCache(keys_values, last=last), use_cache=True)
-        except _Deep:
-            pass
+    with ExitStack() as undo:
+        _after(undo, parts.rotary, lambda _m, _i, out: turned.append(parts.rotation(out)))
+        for number, layer in enumerate(parts.layers):
+            site = Site("decoder", number, "hidden")
+            _after(undo, layer, lambda _m, _i, out, s=site: keep(s, _states(out)[0, -1:]))
+        if hidden_last is not None:
+            _after(undo, parts.layers[hidden_last], _stop)
+        cache = ReadingCache(keys_values, last=last)
+        with suppress(_Deep):
+            parts.decoder(inputs_embeds=embeddings, past_key_values=cache, use_cache=True)
     return found
-
-
-def plain_rotation(out: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """(cos, sin), each (batch, positions, dim), of a decoder with one-dimensional positions."""
-    cos, sin = out
-    return cos, sin
 
 
 def of(tokens: Mapping[Site, torch.Tensor], shapes: Sequence[SiteShape]) -> Stacks:

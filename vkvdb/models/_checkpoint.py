@@ -1,9 +1,9 @@
 """Find a checkpoint, prove what is in it, and give it a content hash; no weights are loaded here.
 
-A model is written NAME[@VARIANT]. NAME is a folder in Hugging Face layout, a hub id (`org/name`, `org/name@revision`), a
-model that ships (`toy`), or a family that needs no files (`pixels`). VARIANT is `random:SEED` (the same architecture with
-random weights), `random-decoder:SEED` (trained tower and projector under a random decoder) or `blank` (a grey image in
-place of every image).
+A model is written NAME[@VARIANT]. NAME is a folder in Hugging Face layout, a hub id (`org/name`, `org/name@revision`),
+a model that ships (`toy`), or a family that needs no files (`pixels`). VARIANT is `random:SEED` (the same architecture
+with random weights), `random-decoder:SEED` (trained tower and projector under a random decoder) or `blank` (a grey
+image in place of every image).
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import hashlib
 import json
 import os
 import re
+import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,13 @@ class Checkpoint:
     hash: str
     files: dict[str, str]
     config: dict[str, Any]
-    processor: dict[str, Any]
+
+    @cached_property
+    def processor(self) -> dict[str, Any]:
+        """The image processor's settings, with what its file leaves to transformers' defaults; empty without files."""
+        from vkvdb.models._loading import image_processor_of
+
+        return dict(image_processor_of(self).to_dict()) if self.path else {}
 
     @property
     def code(self) -> type[Family]:
@@ -103,7 +111,7 @@ def resolve(name: str, home: Home) -> Checkpoint:
     if base in registry.names("models") and not registry.load("models", base).checkpoint:
         if variant:
             raise BadCheckpoint(name=name, why=f"{base} has no variants", hint=f"type: {base}")
-        return Checkpoint(name, name, None, base, "", digest({"family": base}), {}, {}, {})
+        return Checkpoint(name, name, None, base, "", digest({"family": base}), {}, {})
     path = _folder(base)
     config = _json(path / "config.json", name)
     if not config:
@@ -121,14 +129,12 @@ def resolve(name: str, home: Home) -> Checkpoint:
         )
     weights = [] if variant.startswith("random:") else _weights(name, path)
     files = {p.name: _sha256(p, home) for p in [*(path / f for f in _SETTINGS if (path / f).is_file()), *weights]}
-    processor = _json(path / "preprocessor_config.json", name)
     config = _full(path, name)
     tail = f"@{variant}" if variant else ""
     local = Path(base).expanduser().is_dir() and base not in shipped_names()
     short, long = (path.name, str(path)) if local else (base, base)
-    return Checkpoint(
-        short + tail, long + tail, path, family, variant, digest(files), files, config, processor
-    )
+    _tell_of_changes(long, files, home)
+    return Checkpoint(short + tail, long + tail, path, family, variant, digest(files), files, config)
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -150,12 +156,16 @@ def _folder(base: str) -> Path:
         return path.resolve()
     if path.exists():
         raise BadCheckpoint(
-            name=base, why="a file lies there", hint="a folder in Hugging Face layout is expected (config.json, *.safetensors)"
+            name=base,
+            why="a file lies there",
+            hint="a folder in Hugging Face layout is expected (config.json, *.safetensors)",
         )
     # ORG/NAME could be a folder that was mistyped; only what can be a hub id is looked for there.
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", base):
         raise BadCheckpoint(
-            name=base, why="no such folder, and no hub id (org/name)", hint=f"models that ship: {', '.join(shipped_names())}"
+            name=base,
+            why="no such folder, and no hub id (org/name)",
+            hint=f"models that ship: {', '.join(shipped_names())}",
         )
     return _from_hub(base)
 
@@ -165,11 +175,12 @@ def _from_hub(base: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repository, _, revision = base.partition("@")
+    wanted = [*_SETTINGS, _WEIGHTS, "*.index.json"]
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=[*_SETTINGS, _WEIGHTS, "*.index.json"]))
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        why = str(error).strip().splitlines()[0]
-        raise BadCheckpoint(name=base, why=f"not a folder here, and the hub says: {why}", hint="give a folder, or check the id") from error
+        why = f"not a folder here, and the hub says: {str(error).strip().splitlines()[0]}"
+        raise BadCheckpoint(name=base, why=why, hint="give a folder, or check the id") from error
 
 
 def _json(path: Path, name: str) -> dict[str, Any]:
@@ -183,9 +194,12 @@ def _json(path: Path, name: str) -> dict[str, Any]:
 
 
 def _full(path: Path, name: str) -> dict[str, Any]:
-    """The configuration with what config.json leaves to transformers' defaults (LLaVA-1.5's says nothing of its depth)."""
+    """The configuration, with what config.json leaves to transformers' defaults (LLaVA-1.5's: even its depth)."""
     from transformers import AutoConfig
+    from transformers.utils import logging
 
+    # It warns of token ids that a small vocabulary does not have; what is wrong with a checkpoint is said by ourselves.
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         read = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -214,21 +228,49 @@ def _weights(name: str, path: Path) -> list[Path]:
             why=f"its weights are pickled ({pickled[0]}), which is never opened",
             hint="use or make a revision with *.safetensors",
         )
-    raise BadCheckpoint(name=name, why=f"{path} has no *.safetensors", hint=f"or type {name}@random:0 for random weights")
+    raise BadCheckpoint(
+        name=name, why=f"{path} has no *.safetensors", hint=f"or type {name}@random:0 for random weights"
+    )
 
 
 def _sha256(path: Path, home: Home) -> str:
     """The file's SHA-256, remembered by path, size and time of change: a 15 GB checkpoint is read once."""
     status = path.stat()
     key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
-    known: dict[str, str] = json.loads(home.hashes.read_text(encoding="utf-8")) if home.hashes.is_file() else {}
+    known = _kept(home.hashes)
     if key not in known:
         with path.open("rb") as file:
             known[key] = hashlib.file_digest(file, "sha256").hexdigest()
-        private = home.hashes.with_suffix(f".{os.getpid()}")
-        private.write_text(json.dumps(known, indent=0, sort_keys=True), encoding="utf-8")
-        os.replace(private, home.hashes)
-    return known[key]
+        _keep(home.hashes, known)
+    return str(known[key])
+
+
+def _tell_of_changes(reference: str, files: dict[str, str], home: Home) -> None:
+    """Say once, on stderr, that a checkpoint's files are not those that were last used under this reference."""
+    settings = {name: value for name, value in files.items() if name in _SETTINGS}
+    weights = {name: value for name, value in files.items() if name not in _SETTINGS}
+    # A random variant reads no weights, so it knows nothing of them.
+    now = {"settings": digest(settings), **({"weights": digest(weights)} if weights else {})}
+    known = _kept(home.revisions)
+    before = known.get(reference, {})
+    if before == {**before, **now}:
+        return
+    _keep(home.revisions, {**known, reference: {**before, **now}})
+    if changed := [what for what, value in now.items() if before.get(what, value) != value]:
+        sys.stderr.write(
+            f"model {reference}: its {' and '.join(changed)} changed since it was last used here; "
+            "this is a new revision and shares no result with the old\n"
+        )
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _keep(path: Path, known: dict[str, Any]) -> None:
+    private = path.with_suffix(f".{os.getpid()}")
+    private.write_text(json.dumps(known, indent=0, sort_keys=True), encoding="utf-8")
+    os.replace(private, path)
 
 
 def variants(checkpoint: Checkpoint) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -36,6 +37,16 @@ def exact_arithmetic() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
+
+
+def refuse_prompts(checkpoint: Checkpoint, options: LoadOptions) -> None:
+    """Raises BadOption for what a stand-alone encoder has no use for: a text prefix, another view than the base."""
+    if options.prefix:
+        raise BadOption(
+            option="--prefix", value=options.prefix, why=f"{checkpoint.family} reads no text before an image"
+        )
+    if options.view != "base":
+        raise BadOption(option="--view", value=options.view, why=f"{checkpoint.family} has the view base")
 
 
 def load_weights(checkpoint: Checkpoint, options: LoadOptions, auto: Any, decoder: Callable[[Any], Any] | None) -> Any:
@@ -75,7 +86,9 @@ def load_weights(checkpoint: Checkpoint, options: LoadOptions, auto: Any, decode
                 hint="the files do not fit config.json: download them again",
             )
         if checkpoint.variant.startswith("random-decoder:"):
-            _randomise_decoder(checkpoint, model, auto, dtype, shared, decoder)
+            assert checkpoint.seed is not None
+            twin = _random(checkpoint.seed, model.config, auto, dtype, shared)
+            _randomise(decoder, model, twin, checkpoint.name)
     if not options.device_map:
         model = model.to(device_of(options))
     return model.eval()
@@ -88,11 +101,14 @@ def _placement(options: LoadOptions) -> dict[str, Any]:
             import bitsandbytes  # type: ignore[import-not-found]  # noqa: F401
         except ImportError as error:
             raise BadOption(
-                option="--quantisation", value=options.quantisation, why="bitsandbytes is not installed; pip install bitsandbytes"
+                option="--quantisation",
+                value=options.quantisation,
+                why="bitsandbytes is not installed; type: pip install bitsandbytes",
             ) from error
         from transformers import BitsAndBytesConfig
 
-        placed["quantization_config"] = BitsAndBytesConfig(
+        bits: Any = BitsAndBytesConfig
+        placed["quantization_config"] = bits(
             load_in_4bit=options.quantisation == "4bit", load_in_8bit=options.quantisation == "8bit"
         )
     return placed
@@ -105,25 +121,20 @@ def _random(seed: int, config: Any, auto: Any, dtype: torch.dtype, shared: dict[
         return auto.from_config(config, dtype=dtype, **shared)
 
 
-def _randomise_decoder(
-    checkpoint: Checkpoint, model: Any, auto: Any, dtype: torch.dtype, shared: dict[str, Any], decoder: Any
-) -> None:
+def _randomise(decoder: Callable[[Any], Any] | None, model: Any, twin: Any, name: str) -> None:
+    """Give a model the decoder of its random twin."""
     if decoder is None:
-        raise BadCheckpoint(name=checkpoint.name, why="it has no decoder", hint="use @random:SEED")
-    assert checkpoint.seed is not None
-    twin = _random(checkpoint.seed, model.config, auto, dtype, shared)
+        raise BadCheckpoint(name=name, why="it has no decoder", hint="use @random:SEED")
     decoder(model).load_state_dict(decoder(twin).state_dict())
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's own tokenizer. Raises BadCheckpoint when it has none or no chat template."""
-    from transformers import AutoTokenizer
+    """The checkpoint's own tokenizer, with the chat template that its processor would use.
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        why = f"its tokenizer can't be loaded ({str(error).splitlines()[0]})"
-        raise BadCheckpoint(name=checkpoint.name, why=why, hint="tokenizer.json is expected in the folder") from error
+    Raises BadCheckpoint when it has none, or no chat template.
+    """
+    tokenizer = plain_tokenizer_of(checkpoint)
+    tokenizer.chat_template = _chat_template(checkpoint) or tokenizer.chat_template
     if not tokenizer.chat_template:
         raise BadCheckpoint(
             name=checkpoint.name, why="it has no chat template", hint="chat_template.jinja is expected in the folder"
@@ -131,14 +142,36 @@ def tokenizer_of(checkpoint: Checkpoint) -> Any:
     return tokenizer
 
 
+def plain_tokenizer_of(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's own tokenizer, for text without a chat. Raises BadCheckpoint when it has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        why = f"its tokenizer can't be loaded ({str(error).splitlines()[0]})"
+        raise BadCheckpoint(name=checkpoint.name, why=why, hint="tokenizer.json is expected in the folder") from error
+
+
+def _chat_template(checkpoint: Checkpoint) -> str | None:
+    """The template that only a processor reads: in its settings, or in the file before chat_template.jinja."""
+    assert checkpoint.path is not None
+    for name in ("processor_config.json", "chat_template.json"):
+        file = checkpoint.path / name
+        if file.is_file() and (template := json.loads(file.read_text(encoding="utf-8")).get("chat_template")):
+            return str(template)
+    return None
+
+
 def image_processor_of(checkpoint: Checkpoint) -> Any:
     """The checkpoint's own image processor, always on the PIL backend: the torchvision one resizes to other pixels."""
     from transformers import AutoImageProcessor
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    auto: Any = AutoImageProcessor
     try:
-        return AutoImageProcessor.from_pretrained(
-            checkpoint.path, backend="pil", local_files_only=True, trust_remote_code=False
-        )
+        return auto.from_pretrained(checkpoint.path, backend="pil", local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         why = f"its image processor can't be loaded ({str(error).splitlines()[0]})"
         raise BadCheckpoint(name=checkpoint.name, why=why, hint="preprocessor_config.json is expected") from error

@@ -1,48 +1,91 @@
-"""The chat header, the prefix and the image's place in the sequence, proven on token ids."""
+"""Prompts in a checkpoint's own chat template, and the image's place in them, proven on token ids.
+
+Chat templates may move images in front of the text (LLaVA's do, silently). So a prefix is put into the rendered text,
+right before the first image, and its place is checked on the ids that come out.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from vkvdb.errors import BadCheckpoint
+from vkvdb.errors import BadCheckpoint, BadOption
 
 
-def rendered(tokenizer: Any, image: str, opening: str, name: str) -> tuple[str, str]:
-    """(what the chat template puts before the image, what the image begins with).
+class Chat:
+    """Renders prompts for one checkpoint, and turns them into token ids.
 
-    `image` is the placeholder's text and `opening` what stands right before it (Qwen's `<|vision_start|>`), or empty.
+    `opening` is what the template writes right before an image's placeholder (Qwen's `<|vision_start|>`), or empty.
+    Raises BadCheckpoint when template, tokenizer and configuration do not fit each other.
     """
-    text = tokenizer.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}], tokenize=False)
-    at = text.find(opening + image)
-    if at < 0:
-        raise BadCheckpoint(
-            name=name, why=f"its chat template puts no {image} for an image", hint="its tokenizer and config.json do not fit"
-        )
-    return text[:at], opening + image
 
+    def __init__(self, tokenizer: Any, image_id: int, opening: str, name: str) -> None:
+        self.tokenizer = tokenizer
+        self.image_id = image_id
+        self.name = name
+        self.image: str = tokenizer.convert_ids_to_tokens(image_id)
+        self._marked: str = opening + self.image
+        self.header = self._split(self._render([{"type": "image"}]))[0]
 
-def ids_before_and_at(
-    tokenizer: Any, *, image: str, image_id: int, opening: str, prefix: str, name: str
-) -> list[int]:
-    """Token ids of header, prefix and one image placeholder, which is the last of them.
+    def beginning(self, prefix: str = "") -> str:
+        """The chat header, a prefix, and one image, which ends it: what decides an image's keys and values."""
+        text = self._prefixed(self.header, prefix) + self._marked
+        self._prove(text, prefix, len(self.header))
+        return text
 
-    Chat templates may move an image in front of the text, so the prefix is put into the rendered text, right before the
-    image. Raises BadCheckpoint unless the ids contain the prefix before the one placeholder.
-    """
-    header, picture = rendered(tokenizer, image, opening, name)
-    spaced = f"{prefix}\n" if prefix else ""
-    ids = encode(tokenizer, header + spaced + picture)
-    if ids.count(image_id) != 1 or ids[-1] != image_id:
-        raise BadCheckpoint(
-            name=name, why=f"its tokenizer does not keep {image} as one token", hint="its tokenizer and config.json do not fit"
-        )
-    if prefix and len(ids) <= len(encode(tokenizer, header + picture)):
-        raise BadCheckpoint(name=name, why="the prefix does not appear before the image", hint="try another prefix")
-    return ids
+    def question(self, words: str, images: int = 1, prefix: str = "") -> str:
+        """A whole prompt of some images and words, up to where the model is to answer."""
+        content = [{"type": "image"}] * images + [{"type": "text", "text": words}]
+        before, after = self._split(self._render(content, add_generation_prompt=True))
+        text = self._prefixed(before, prefix) + after
+        self._prove(text, prefix, len(before))
+        return text
 
+    def ids(self, text: str, counts: Sequence[int] = ()) -> list[int]:
+        """Token ids; the placeholder of image i is repeated `counts[i]` times.
 
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """Ids as the model's own processor makes them: special tokens once, not twice where the template wrote them."""
-    bos = tokenizer.bos_token
-    ids: list[int] = tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
-    return ids
+        Special tokens come once, not twice where the template wrote them, as the model's own processor does it.
+        """
+        short: list[int] = self._encoded(text)["input_ids"]
+        there = short.count(self.image_id)
+        if there > len(counts):
+            raise BadOption(option="prompt", value=repr(text), why=f"words must not contain {self.image}")
+        if there < len(counts):
+            raise self._misfit(f"its tokenizer does not keep {self.image} as one token")
+        left = iter(counts)
+        return [i for token in short for i in ([token] * next(left) if token == self.image_id else [token])]
+
+    def _encoded(self, text: str, **options: Any) -> Any:
+        bos = self.tokenizer.bos_token
+        return self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)), **options)
+
+    def _render(self, content: list[dict[str, str]], **options: Any) -> str:
+        text = self.tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, **options)
+        return str(text)
+
+    def _split(self, text: str) -> tuple[str, str]:
+        at = text.find(self._marked)
+        if at < 0:
+            raise self._misfit(f"its chat template puts no {self._marked} for an image")
+        return text[:at], text[at:]
+
+    @staticmethod
+    def _prefixed(before: str, prefix: str) -> str:
+        return before + (f"{prefix}\n" if prefix else "")
+
+    def _prove(self, text: str, prefix: str, start: int) -> None:
+        """The prefix's characters became tokens, all of which come before the first image's."""
+        if not prefix:
+            return
+        encoded = self._encoded(text, return_offsets_mapping=True)
+        offsets, end = encoded["offset_mapping"], start + len(prefix)
+        first = encoded["input_ids"].index(self.image_id)
+        touching = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
+        covered = sum(min(b, end) - max(a, start) for a, b in (offsets[i] for i in touching))
+        if covered < len("".join(prefix.split())) or any(i >= first for i in touching):
+            raise BadCheckpoint(
+                name=self.name, why="the prefix does not appear before the image", hint="try another prefix"
+            )
+
+    def _misfit(self, why: str) -> BadCheckpoint:
+        return BadCheckpoint(name=self.name, why=why, hint="its tokenizer and config.json do not fit")

@@ -1,8 +1,9 @@
 """DINOv2, a stand-alone encoder: patch tokens after every layer, and after the final layer norm.
 
-The whole image is stretched to a square, `crop_size` of the checkpoint's processor unless `--square N` says otherwise: its own
-centre crop serves classification and would hide a part of the image from a dense reading. Mean, deviation and
-resampling are the processor's. Layer n of n is the output after the final norm, which is what others call DINOv2's features.
+The whole image is stretched to a square, `crop_size` of the checkpoint's processor unless `--square N` says otherwise:
+its own centre crop serves classification and would hide a part of the image from a dense reading. Mean, deviation and
+resampling are the processor's. Layer n of n is the output after the final norm, which is what others call DINOv2's
+features.
 """
 
 from __future__ import annotations
@@ -31,8 +32,11 @@ def _side(config: Mapping[str, Any], processor: Mapping[str, Any], square: int |
 
 
 class Dinov2:
+    """Every layer; no text side."""
+
     version: ClassVar[int] = 1
     checkpoint: ClassVar[bool] = True
+    views: ClassVar[tuple[str, ...]] = ("base",)
 
     @staticmethod
     def sites(config: Mapping[str, Any]) -> tuple[SiteShape, ...]:
@@ -40,7 +44,15 @@ class Dinov2:
         return tuple(SiteShape(Site("encoder", n, "hidden"), 1, dim) for n in range(depth + 1))
 
     @staticmethod
-    def cells(config: Mapping[str, Any], processor: Mapping[str, Any], width: int, height: int, square: int | None) -> int:
+    def cells(
+        config: Mapping[str, Any],
+        processor: Mapping[str, Any],
+        width: int,
+        height: int,
+        square: int | None,
+        *,
+        view: str = "base",
+    ) -> int:
         return int((_side(config, processor, square) // config["patch_size"]) ** 2)
 
     @staticmethod
@@ -56,8 +68,7 @@ class Reader:
 
         from vkvdb.models import _loading
 
-        if options.prefix:
-            raise BadOption(option="--prefix", value=options.prefix, why="an encoder reads no text")
+        _loading.refuse_prompts(checkpoint, options)
         self.name = checkpoint.name
         self.shapes = {s.site: s for s in checkpoint.sites()}
         self.model = _loading.load_weights(checkpoint, options, AutoModel, None)
@@ -73,17 +84,16 @@ class Reader:
         from vkvdb.models._capture import check_finite, of
 
         size = {"height": self.side, "width": self.side}
-        made = self.image_processor(list(images), size=size, do_center_crop=False, return_tensors="pt")["pixel_values"]
+        made = self.image_processor(list(images), size=size, do_center_crop=False, return_tensors="pt")
         with torch.inference_mode():
-            out = self.model(made.to(self.device, self.model.dtype), output_hidden_states=True)
+            out = self.model(made["pixel_values"].to(self.device, self.model.dtype), output_hidden_states=True)
         states = (*out.hidden_states[1:], out.last_hidden_state)
         shapes = [self.shapes[s] for s in sites]
         read = []
         for n, image in enumerate(images):
             # Patches are the last tokens: before them the class token, and registers where a checkpoint has them.
-            tokens = {
-                s: states[s.layer][n, -self.grid * self.grid :].unflatten(0, (1, self.grid, self.grid)).cpu() for s in sites
-            }
+            cells = self.grid * self.grid
+            tokens = {s: states[s.layer][n, -cells:].unflatten(0, (1, self.grid, self.grid)).cpu() for s in sites}
             stacks = of(tokens, shapes)
             check_finite(stacks, self.name, n)
             window = (0.0, 0.0, float(image.width), float(image.height))

@@ -1,7 +1,7 @@
 """Raw pixels, the floor of every curve: each cell's own colours as its token.
 
-The image is stretched to a square (192 pixels unless `--square N`) and cut into cells of 8 x 8 pixels, so the default grid
-is 24 x 24; a token is the cell's 192 values, scaled to -1 .. 1 as encoders are given them.
+The image is stretched to a square (192 pixels unless `--square N`) and cut into cells of 8 x 8 pixels, so the default
+grid is 24 x 24; a token is the cell's 192 values, scaled to -1 .. 1 as encoders are given them.
 """
 
 from __future__ import annotations
@@ -22,15 +22,26 @@ _SHAPE = SiteShape(Site("encoder", 0, "hidden"), 1, 3 * CELL * CELL)
 
 
 class Pixels:
+    """One site, no files."""
+
     version: ClassVar[int] = 1
     checkpoint: ClassVar[bool] = False
+    views: ClassVar[tuple[str, ...]] = ("base",)
 
     @staticmethod
     def sites(config: Mapping[str, Any]) -> tuple[SiteShape, ...]:
         return (_SHAPE,)
 
     @staticmethod
-    def cells(config: Mapping[str, Any], processor: Mapping[str, Any], width: int, height: int, square: int | None) -> int:
+    def cells(
+        config: Mapping[str, Any],
+        processor: Mapping[str, Any],
+        width: int,
+        height: int,
+        square: int | None,
+        *,
+        view: str = "base",
+    ) -> int:
         return int(((square or SQUARE) // CELL) ** 2)
 
     @staticmethod

@@ -1,8 +1,9 @@
 """SigLIP (and SigLIP 2 of fixed resolution), a stand-alone encoder with a text side: patch tokens after every layer.
 
-Layer n of n is the output after the final layer norm. The site of the projector is the space that text lives in: each patch
-token sent alone through the image head's value path (value and output projection, then the head's residual block), to be
-compared with the pooled text embedding. Images go through the checkpoint's own processor, which stretches them to a square.
+Layer n of n is the output after the final layer norm. The site of the projector is the space that text lives in: each
+patch token sent alone through the image head's value path (value and output projection, then the head's residual
+block), to be compared with the pooled text embedding. Images go through the checkpoint's own processor, which stretches
+them to a square.
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ def _side(config: Mapping[str, Any], square: int | None) -> int:
 
 
 class Siglip:
+    """Every layer of the tower, and the space that text lives in."""
+
     version: ClassVar[int] = 1
     checkpoint: ClassVar[bool] = True
+    views: ClassVar[tuple[str, ...]] = ("base",)
 
     @staticmethod
     def sites(config: Mapping[str, Any]) -> tuple[SiteShape, ...]:
@@ -41,7 +45,15 @@ class Siglip:
         return (*(SiteShape(Site("encoder", n, "hidden"), 1, dim) for n in range(depth + 1)), *head)
 
     @staticmethod
-    def cells(config: Mapping[str, Any], processor: Mapping[str, Any], width: int, height: int, square: int | None) -> int:
+    def cells(
+        config: Mapping[str, Any],
+        processor: Mapping[str, Any],
+        width: int,
+        height: int,
+        square: int | None,
+        *,
+        view: str = "base",
+    ) -> int:
         return int((_side(config, square) // config["vision_config"]["patch_size"]) ** 2)
 
     @staticmethod
@@ -53,12 +65,11 @@ class Reader:
     """A loaded SigLIP checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint, options: LoadOptions) -> None:
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
         from vkvdb.models import _loading
 
-        if options.prefix:
-            raise BadOption(option="--prefix", value=options.prefix, why="an encoder reads no text before an image")
+        _loading.refuse_prompts(checkpoint, options)
         self.name = checkpoint.name
         self.shapes = {s.site: s for s in checkpoint.sites()}
         self.model = _loading.load_weights(checkpoint, options, AutoModel, None)
@@ -69,7 +80,7 @@ class Reader:
         self.grid = self.side // self.patch
         self.length = checkpoint.config["text_config"]["max_position_embeddings"]
         self.image_processor = _loading.image_processor_of(checkpoint)
-        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+        self.tokenizer = _loading.plain_tokenizer_of(checkpoint)
 
     def capture(self, images: Sequence[PIL.Image.Image], sites: Sequence[Site]) -> list[tuple[TokenGrid, Stacks]]:
         import torch
@@ -85,7 +96,8 @@ class Reader:
                 output_hidden_states=True,
                 interpolate_pos_encoding=self.side != self.own_side,
             )
-            states = {Site("encoder", n, "hidden"): s for n, s in enumerate([*out.hidden_states[1:], out.last_hidden_state])}
+            layers = [*out.hidden_states[1:], out.last_hidden_state]
+            states = {Site("encoder", n, "hidden"): s for n, s in enumerate(layers)}
             if TEXT_SPACE in sites:
                 states[TEXT_SPACE] = _value_path(vision.head, out.last_hidden_state)
         shapes = [self.shapes[s] for s in sites]

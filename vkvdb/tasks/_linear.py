@@ -16,6 +16,7 @@ _AIM, _AIMING = 1e-7, 30
 _STEPS = 200
 # After so many steps the second derivative is taken anew. Newton's method (1) needs fewer steps and more time.
 _REFRESH = 4
+_BLOCK = 64  # rows of the second derivative that are made at a time
 
 
 def standardise(support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,11 +110,14 @@ class _Problem:
     def factor(self, weights: Tensor) -> Tensor:
         """Cholesky factor of the second derivative where tokens weigh so much (problems, tokens)."""
         d = self.x.shape[2]
-        second = self.x.new_empty(self.x.shape[0], d + 1, d + 1)
-        second[:, :d, :d] = torch.bmm(torch.mul(self.xt, weights[:, None], out=self.weighted), self.x)
+        second = self.x.new_zeros(self.x.shape[0], d + 1, d + 1)
+        torch.mul(self.xt, weights[:, None], out=self.weighted)
+        # Only the lower triangle is read.
+        for start in range(0, d, _BLOCK):
+            stop = min(start + _BLOCK, d)
+            second[:, start:stop, :stop] = torch.bmm(self.weighted[:, start:stop], self.x[:, :, :stop])
         border = self._adjoint(weights)
         second[:, d] = border
-        second[:, :, d] = border
         diagonal = second.diagonal(dim1=1, dim2=2)
         # A hair of damping keeps the factor real where rounding would not; it shapes the step, not where it ends.
         diagonal += self.penalty + 1e-6 * diagonal.amax(1, keepdim=True)

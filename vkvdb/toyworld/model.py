@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import nn
 from transformers import (
     GenerationConfig,
     LlavaOnevisionConfig,
@@ -174,10 +173,9 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def save_encoder(encoder: SiglipModel, folder: Path) -> None:
-    """Writes the stand-alone encoder's folder; weights in bfloat16."""
+    """Writes the stand-alone encoder's folder; weights in float32, which every CPU computes fast."""
     folder.mkdir(parents=True, exist_ok=True)
     copy = SiglipModel(encoder.config)
-    nn.Module.to(copy, torch.bfloat16)
     copy.load_state_dict(encoder.state_dict())
     copy.save_pretrained(folder)
     make_tokenizer(PHRASE_LENGTH, chat=False).save_pretrained(folder)
@@ -185,10 +183,9 @@ def save_encoder(encoder: SiglipModel, folder: Path) -> None:
 
 
 def save_model(model: LlavaOnevisionForConditionalGeneration, folder: Path) -> None:
-    """Writes the vision-language model's folder; weights in bfloat16."""
+    """Writes the vision-language model's folder; weights in float32, which every CPU computes fast."""
     folder.mkdir(parents=True, exist_ok=True)
     copy = LlavaOnevisionForConditionalGeneration(model.config)
-    nn.Module.to(copy, torch.bfloat16)
     copy.load_state_dict(model.state_dict())
     settings = {"eos_token_id": TURN_END, "pad_token_id": PAD, "do_sample": False}
     copy.generation_config = GenerationConfig.from_dict(settings)

@@ -1,7 +1,7 @@
 """Trains the toy models: `python -m vkvdb.toyworld.train --out DIR`.
 
 Stage 1, the stand-alone encoder on phrases; stage 2, the whole model on answers. Stops and resumes at any point: run
-it again with the same `--out`. The folder holds `siglip/` and `model/` (checkpoints in Hugging Face layout, bfloat16,
+it again with the same `--out`. The folder holds `siglip/` and `model/` (checkpoints in Hugging Face layout, float32,
 each with its `training_log.json`), snapshots of the model along the way, the state to resume from, and the data. On
 one machine, the same preset gives the same bytes, resumed or not.
 """
