@@ -24,9 +24,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vkvdb import masks
 from vkvdb.metrics import cell_shares
+from vkvdb.samples import Episode, ImagePair, Labelled
 from vkvdb.tasks.correspondence import Correspondence
 from vkvdb.tasks.foreground import Foreground
-from vkvdb.types import Capture, Episode, ImagePair, Labelled, Site, TokenGrid, TokenStack
+from vkvdb.types import Capture, Site, TokenGrid, TokenStack
 
 PARTS = ("key", "key_unrotated", "value")
 PRODUCTS = (torch.ops.aten.bmm.default, torch.ops.aten.mm.default)

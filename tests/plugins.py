@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import random
 
-from vkvdb.types import Image, ImageFile, ImagePair, Reading
+from vkvdb.samples import Image, ImagePair
+from vkvdb.types import ImageFile, Reading
 
 
 class Dots:
@@ -54,7 +55,8 @@ from typing import ClassVar
 
 import torch
 
-from vkvdb.types import Image, Needs, Scores
+from vkvdb.samples import Image
+from vkvdb.types import Needs, Scores
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from vkvdb.jobs import CaptureSpec, Job, ModelSpec, Provenance, Score, digest, to_json
+from vkvdb.samples import Image, Mask
 from vkvdb.store import ImageRow, ScoreRows, Store
-from vkvdb.types import CEILING, POSITION, Image, Mask, Site
+from vkvdb.types import CEILING, POSITION, Site
 
 PARTS = ("key", "key_unrotated", "value")
 WHEN = "2026-01-02T03:04:05+00:00"

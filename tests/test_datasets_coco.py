@@ -16,9 +16,10 @@ from vkvdb.datasets.coco import Coco
 from vkvdb.errors import BadDataset, UnsoundDataset
 from vkvdb.ingestion import ingest
 from vkvdb.paths import Home
+from vkvdb.samples import Episode, ImagePair
 from vkvdb.soundness import fault
 from vkvdb.store import Store
-from vkvdb.types import Episode, ImagePair, Reading
+from vkvdb.types import Reading
 
 
 def read(root: Path) -> Reading:

@@ -22,22 +22,11 @@ from vkvdb.extraction import dataset_root
 from vkvdb.images import open_image
 from vkvdb.ingestion import ingest
 from vkvdb.paths import Home
+from vkvdb.samples import SAMPLE_KINDS, Clip, Episode, Expression, Image, ImagePair, ImageSet, Question, Sample
 from vkvdb.soundness import fault
 from vkvdb.store import Store
 from vkvdb.toyworld.world import CATEGORIES, HELD_OUT_CATEGORIES, render, scene, seeds
-from vkvdb.types import (
-    SAMPLE_KINDS,
-    Clip,
-    Episode,
-    Expression,
-    Image,
-    ImagePair,
-    ImageSet,
-    Question,
-    Reading,
-    Sample,
-    TokenGrid,
-)
+from vkvdb.types import Reading, TokenGrid
 
 FEW = Sizes(pairs=4, pool=8, episodes=3, scenes=8, clips=2, choices=1)
 # Other content under the same version would make a store's dataset stand for what the code no longer makes.

@@ -18,7 +18,8 @@ DATASET = '''"""Pairs in the shape of SPair-71k's test split."""
 
 import random
 
-from vkvdb.types import ImageFile, ImagePair, Reading
+from vkvdb.samples import ImagePair
+from vkvdb.types import ImageFile, Reading
 
 
 class Many:

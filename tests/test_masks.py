@@ -7,7 +7,7 @@ import pytest
 from pycocotools import mask as coco
 
 from vkvdb import masks
-from vkvdb.types import Mask
+from vkvdb.samples import Mask
 
 
 def noise(seed: int = 0, height: int = 13, width: int = 17) -> np.ndarray:

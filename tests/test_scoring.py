@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from vkvdb.errors import BadOption, UnknownName
+from vkvdb.samples import Image
 from vkvdb.scoring import Cache, choose, make_task, order
-from vkvdb.types import Image
 
 
 def captures(blocks: list[tuple[int, ...]], room: int) -> Counter[int]:

@@ -10,8 +10,9 @@ import torch
 from fakes import job, rows, tree
 
 from vkvdb.errors import DamagedStore, OldVersion
+from vkvdb.samples import Clip, Image, ImagePair, Mask
 from vkvdb.store import ImageRow, ScoreRows, Store
-from vkvdb.types import Clip, Image, ImagePair, Mask, Site, TokenGrid
+from vkvdb.types import Site, TokenGrid
 
 KEY = Site("decoder", 3, "key")
 

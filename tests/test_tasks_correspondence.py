@@ -6,9 +6,10 @@ import torch
 
 from vkvdb.errors import BadOption
 from vkvdb.metrics import bilinear, inside
+from vkvdb.samples import ImagePair
 from vkvdb.tasks import _nearest, _tokens, correspondence
 from vkvdb.tasks.correspondence import Correspondence
-from vkvdb.types import CEILING, POSITION, Capture, ImagePair, Site, TokenGrid, TokenStack
+from vkvdb.types import CEILING, POSITION, Capture, Site, TokenGrid, TokenStack
 
 PARTS = ("key", "value")
 

@@ -9,9 +9,10 @@ from sklearn.preprocessing import StandardScaler
 from vkvdb import masks, statistics
 from vkvdb.errors import BadOption
 from vkvdb.metrics import cell_shares
+from vkvdb.samples import Episode, Labelled
 from vkvdb.tasks import _linear, _tokens, foreground
 from vkvdb.tasks.foreground import Foreground
-from vkvdb.types import CEILING, POSITION, Capture, Episode, Labelled, Site, TokenGrid, TokenStack
+from vkvdb.types import CEILING, POSITION, Capture, Site, TokenGrid, TokenStack
 
 SITES = tuple(Site("decoder", n, "value") for n in range(8))
 TOWER = (Site("encoder", 0, "hidden"),)

@@ -19,7 +19,8 @@ from vkvdb.models import _checkpoint
 from vkvdb.models._checks_vlm import cells_of, processor_of
 from vkvdb.models._token_map import TokenMap, best_canvas, even, mosaic, processed, stretched
 from vkvdb.paths import Home
-from vkvdb.types import Box, LoadOptions
+from vkvdb.samples import Box
+from vkvdb.types import LoadOptions
 
 FAMILIES = list(tiny.VLMS)
 GROUND, PAINT = 110, 200  # the grey of an image, and of a painted cell

@@ -9,11 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vkvdb.types import (
-    CEILING,
-    PARTS,
-    POSITION,
-    STAGES,
+from vkvdb.samples import (
     Clip,
     Episode,
     Expression,
@@ -22,13 +18,10 @@ from vkvdb.types import (
     Mask,
     Question,
     Sample,
-    Site,
-    SiteShape,
-    TokenGrid,
-    group_sites,
     sample_from_json,
     sample_to_json,
 )
+from vkvdb.types import CEILING, PARTS, POSITION, STAGES, Site, SiteShape, TokenGrid, group_sites
 
 
 @given(st.sampled_from(STAGES), st.integers(0, 511), st.sampled_from(PARTS))

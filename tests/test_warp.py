@@ -11,7 +11,8 @@ import pytest
 from PIL import Image, ImageFilter
 
 from vkvdb.datasets import _warp
-from vkvdb.types import ImageFile, ImagePair, TokenGrid
+from vkvdb.samples import ImagePair
+from vkvdb.types import ImageFile, TokenGrid
 
 SIZES = [(640, 480), (480, 640), (640, 427), (500, 500), (240, 320), (112, 112), (640, 200)]
 PLAIN = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "gamma": 1.0}

@@ -33,8 +33,9 @@ from vkvdb.jobs import ID_LENGTH, canonical
 from vkvdb.paths import Home
 from vkvdb.processes import this_process
 from vkvdb.publishing import PRIVATE, is_abandoned
+from vkvdb.samples import sample_to_json
 from vkvdb.store import Store
-from vkvdb.types import Dataset, sample_to_json
+from vkvdb.types import Dataset
 
 WORKERS = min(8, os.cpu_count() or 1)
 

@@ -15,9 +15,10 @@ from typing import NamedTuple
 from vkvdb.errors import BadDataset, BadImage, StoreFailed, UnsoundDataset
 from vkvdb.images import decode, read_bytes
 from vkvdb.jobs import canonical
+from vkvdb.samples import Sample
 from vkvdb.soundness import fault
 from vkvdb.store import ImageRow
-from vkvdb.types import ImageFile, Problem, Reading, Sample
+from vkvdb.types import ImageFile, Problem, Reading
 
 Advance = Callable[[int], None]
 Progress = Callable[[str, int | None], AbstractContextManager[Advance]]

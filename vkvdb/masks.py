@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vkvdb.types import Mask
+from vkvdb.samples import Mask
 
 if TYPE_CHECKING:
     import numpy as np

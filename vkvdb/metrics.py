@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vkvdb.types import Box, TokenGrid
+from vkvdb.samples import Box
+from vkvdb.types import TokenGrid
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

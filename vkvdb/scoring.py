@@ -18,7 +18,8 @@ from vkvdb.errors import BadDataset, BadOption
 from vkvdb.extraction import Advance, OnStep, Source, find_model, image_list, versions, wanted_sites
 from vkvdb.jobs import Job, Score
 from vkvdb.paths import Home
-from vkvdb.types import Capture, Sample, Scores, Site, Task, TokenStack
+from vkvdb.samples import Sample
+from vkvdb.types import Capture, Scores, Site, Task, TokenStack
 
 if TYPE_CHECKING:
     import numpy as np

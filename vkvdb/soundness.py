@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from vkvdb import masks
-from vkvdb.types import Clip, Episode, Expression, Image, ImagePair, ImageSet, Labelled, Mask, Point, Question, Sample
+from vkvdb.samples import Clip, Episode, Expression, Image, ImagePair, ImageSet, Labelled, Mask, Point, Question, Sample
 
 Sizes = Mapping[str, tuple[int, int]]
 

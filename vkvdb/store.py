@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from vkvdb.errors import DamagedStore, OldVersion
 from vkvdb.publishing import Write, private_files, publish, sha256, sweep
-from vkvdb.types import Sample, sample_from_json, sample_to_json
+from vkvdb.samples import Sample, sample_from_json, sample_to_json
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,7 +16,8 @@ import random
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vkvdb.types import ImageFile, ImagePair, Point
+from vkvdb.samples import ImagePair, Point
+from vkvdb.types import ImageFile
 
 if TYPE_CHECKING:
     import numpy as np

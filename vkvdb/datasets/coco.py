@@ -24,7 +24,8 @@ from typing import Any, ClassVar
 from vkvdb import masks
 from vkvdb.datasets import _warp
 from vkvdb.datasets._layout import lacks, need_folder, read_json
-from vkvdb.types import Episode, ImageFile, Labelled, Mask, Problem, Reading
+from vkvdb.samples import Episode, Labelled, Mask
+from vkvdb.types import ImageFile, Problem, Reading
 
 SEED = 0
 SUPPORTS = 5

@@ -26,19 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vkvdb import masks
-from vkvdb.types import (
-    Box,
-    Clip,
-    Episode,
-    Expression,
-    Image,
-    ImageFile,
-    ImagePair,
-    ImageSet,
-    Labelled,
-    Question,
-    Reading,
-)
+from vkvdb.samples import Box, Clip, Episode, Expression, Image, ImagePair, ImageSet, Labelled, Question
+from vkvdb.types import ImageFile, Reading
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from vkvdb.types import Box, TokenGrid
+from vkvdb.samples import Box
+from vkvdb.types import TokenGrid
 
 BASE, TILES = "base", "tiles"
 

@@ -29,8 +29,9 @@ import numpy.typing as npt
 
 from vkvdb.errors import BadOption
 from vkvdb.metrics import Floats, between, inside, longer_side, right_points
+from vkvdb.samples import ImagePair, Sample
 from vkvdb.tasks._tokens import float32, like, pieces, room, with_all_heads
-from vkvdb.types import CEILING, POSITION, Capture, ImagePair, Needs, Sample, Scores, Site, TokenGrid
+from vkvdb.types import CEILING, POSITION, Capture, Needs, Scores, Site, TokenGrid
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -29,8 +29,9 @@ import numpy as np
 from vkvdb.errors import BadOption
 from vkvdb.masks import decode
 from vkvdb.metrics import Bools, Floats, cell_shares, iou, upsampling
+from vkvdb.samples import Episode, Labelled, Sample
 from vkvdb.tasks._tokens import at_once, float32, like, pieces, room, upsample
-from vkvdb.types import CEILING, POSITION, Capture, Episode, Labelled, Needs, Sample, Scores, Site, TokenGrid
+from vkvdb.types import CEILING, POSITION, Capture, Needs, Scores, Site, TokenGrid
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -182,6 +182,14 @@ def save_encoder(encoder: SiglipModel, folder: Path) -> None:
     _write_json(folder / "preprocessor_config.json", {"image_processor_type": "SiglipImageProcessor", **_PIXELS})
 
 
+def load_model(folder: Path) -> LlavaOnevisionForConditionalGeneration:
+    """The vision-language model of a folder, to be asked."""
+    model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, local_files_only=True)
+    model.eval()
+    loaded: LlavaOnevisionForConditionalGeneration = model
+    return loaded
+
+
 def save_model(model: LlavaOnevisionForConditionalGeneration, folder: Path) -> None:
     """Writes the vision-language model's folder; weights in float32, which every CPU computes fast."""
     folder.mkdir(parents=True, exist_ok=True)
