@@ -10,7 +10,8 @@ import pytest
 
 from vkvdb.errors import BadOption, UnknownName
 from vkvdb.samples import Image
-from vkvdb.scoring import Cache, choose, make_task, order
+from vkvdb.scoring import Cache, Columns, choose, make_task, order
+from vkvdb.types import Scores, Site
 
 
 def captures(blocks: list[tuple[int, ...]], room: int) -> Counter[int]:
@@ -85,3 +86,18 @@ def test_parameters_are_typed_and_checked() -> None:
         make_task("correspondence", {"alpha": "small"})
     with pytest.raises(UnknownName, match="did you mean 'correspondence'"):
         make_task("correspondance", {})
+
+
+def test_what_is_not_defined_is_no_row() -> None:
+    sites = (Site("decoder", 0, "key"), Site("decoder", 1, "key"))
+    columns = Columns()
+    columns.add(7, Scores("iou", sites, [[0.5, float("nan")], [float("nan"), 0.25]], [[2.0, 0.0], [0.0, 4.0]]))
+    rows = columns.done()
+    assert (rows.sample.tolist(), rows.site.tolist()) == ([7, 7], [s.number for s in sites])
+    assert (rows.head.tolist(), rows.value.tolist(), rows.weight.tolist()) == ([0, -1], [0.5, 0.25], [2.0, 4.0])
+    assert rows.metric == ["iou", "iou"]
+
+
+def test_values_must_fit_the_sites() -> None:
+    with pytest.raises(ValueError, match="for 1 sites"):
+        Columns().add(0, Scores("iou", (Site("decoder", 0, "key"),), [[0.5], [0.5]]))

@@ -129,7 +129,10 @@ class Source:
         read = model.capture([open_image(self.root, row) for row in rows], self.sites)
         self.captured += 1
         self.seconds += time.perf_counter() - start
-        return [Capture(r.name, self.spec.view, grid, stacks) for r, (grid, stacks) in zip(rows, read, strict=True)]
+        return [
+            Capture(row.name, self.spec.view, grid, stacks, (row.width, row.height))
+            for row, (grid, stacks) in zip(rows, read, strict=True)
+        ]
 
     def _from_store(self, rows: Sequence[ImageRow]) -> list[Capture]:
         from vkvdb.models._capture import of
@@ -137,7 +140,7 @@ class Source:
         read = self._stored.read([r.image for r in rows], self.sites)
         self.from_store += 1
         return [
-            Capture(row.name, self.spec.view, grid, of(tokens, self.shapes))
+            Capture(row.name, self.spec.view, grid, of(tokens, self.shapes), (row.width, row.height))
             for row, (grid, tokens) in zip(rows, read, strict=True)
         ]
 

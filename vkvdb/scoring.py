@@ -305,13 +305,15 @@ class Columns:
         def joined(pieces: list[Any], dtype: Any) -> Any:
             return np.concatenate(pieces) if pieces else np.empty(0, dtype=dtype)
 
+        value = joined(values, np.float32)
+        defined = ~np.isnan(value)  # what is not defined is no row: it could only poison a mean
         return ScoreRows(
-            sample=joined(samples, np.int32),
-            site=joined(sites, np.int16),
-            head=joined(heads, np.int8),
-            metric=metrics,
-            value=joined(values, np.float32),
-            weight=joined(weights, np.float32),
+            sample=joined(samples, np.int32)[defined],
+            site=joined(sites, np.int16)[defined],
+            head=joined(heads, np.int8)[defined],
+            metric=np.array(metrics, dtype=object)[defined].tolist(),
+            value=value[defined],
+            weight=joined(weights, np.float32)[defined],
         )
 
 

@@ -28,6 +28,7 @@ SELECT dataset_name, task, model_name,
     max_by(low, value) AS low, max_by(high, value) AS high, max_by(n, value) AS n
 FROM results
 WHERE dataset_name LIKE 'toyworld-%' AND metric IN ('pck_image', 'iou') AND parameters = '{}' AND prefix = ''
+    AND (model_name = 'toy' OR stage NOT IN ('floor', 'ceiling'))
 GROUP BY ALL
 ORDER BY dataset_name, task, best DESC
 """
