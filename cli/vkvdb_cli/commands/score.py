@@ -6,11 +6,22 @@ from typing import Any
 
 import click
 
+from vkvdb import registry
 from vkvdb_cli._queueing import POSITIVE, capture_options
 
 
-@click.command(epilog="Controls are raw pixels, random weights, a blank image and a random decoder.")
-@click.option("--task", required=True, help="What to score: correspondence, foreground ...")
+class WithTasks(click.Command):
+    """Lists the tasks that there are below its options: read from their files, without importing them."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list, then the epilog."""
+        with formatter.section("Tasks"):
+            formatter.write_dl([(name, registry.help_line("tasks", name)) for name in registry.names("tasks")])
+        super().format_epilog(ctx, formatter)
+
+
+@click.command(cls=WithTasks, epilog="Controls are raw pixels, random weights, a blank image and a random decoder.")
+@click.option("--task", required=True, help="What to score.")
 @click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of the task.")
 @click.option("--encoder", "encoders", multiple=True, help="An encoder to score beside the model; may be repeated.")
 @click.option("--controls/--no-controls", default=True, show_default=True, help="Queue the controls too.")
