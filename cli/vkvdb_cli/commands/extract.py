@@ -20,6 +20,7 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     What they will weigh is printed first. Scoring reads them from there instead of running the model.
     """
     from vkvdb.errors import TooLarge
+    from vkvdb.models._checkpoint import resolve
     from vkvdb.paths import find_home
     from vkvdb.planning import default_dataset, default_model, extract_job
     from vkvdb.store import Store
@@ -29,8 +30,10 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     home = find_home()
     store = Store(home.store)
     dataset = options["dataset"] or default_dataset()
+    model = options["model"] or default_model()
+    resolve(model, home)  # what can be refused is refused before a dataset is made
     ensure_made(home, store, dataset)
-    planned = extract_job(home, store, model=options["model"] or default_model(), dataset=dataset, choices=chosen)
+    planned = extract_job(home, store, model=model, dataset=dataset, choices=chosen)
     size = planned.bytes_per_image * planned.n / 1e9
     click.echo(
         f"{planned.n} images x {planned.bytes_per_image / 1e6:.2f} MB at {len(planned.shapes)} sites = {size:.2f} GB"

@@ -33,8 +33,10 @@ def command(ctx: click.Context, /, **options: Any) -> None:
 
     Jobs are queued for `vkvdb work`, or run at once with --now. The same job is never run twice unless --again.
     """
+    from vkvdb.models._checkpoint import resolve
     from vkvdb.paths import find_home
     from vkvdb.planning import default_dataset, default_encoders, default_model, score_jobs
+    from vkvdb.scoring import make_task
     from vkvdb.store import Store
     from vkvdb_cli._queueing import choices, dry_run, ensure_made, queue
 
@@ -43,6 +45,9 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     store = Store(home.store)
     model = options["model"] or default_model()
     dataset = options["dataset"] or default_dataset()
+    # What can be refused is refused before a dataset is made.
+    make_task(options["task"], dict(options["parameters"]))
+    resolve(model, home)
     ensure_made(home, store, dataset)
     planned = score_jobs(
         home,
