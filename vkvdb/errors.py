@@ -76,10 +76,6 @@ class TooLarge(VkvdbError):
     """this would write {size}, over the budget of {budget}; add --yes, or narrow it: --layers, --parts or --limit"""
 
 
-class JobFailed(VkvdbError):
-    """job {job} failed: {why}; see: vkvdb jobs show {job}"""
-
-
 class NoSuchJob(VkvdbError):
     """no job starts with '{job}'; see: vkvdb jobs list"""
 
