@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import types
 from collections.abc import Callable
@@ -109,7 +110,7 @@ def install(monkeypatch: pytest.MonkeyPatch, log: Path) -> Bodies:
     """Let workers run fake bodies; neither torch nor a model is loaded."""
     bodies = Bodies(log)
     for name in ("scoring", "extraction"):
-        monkeypatch.setattr(vkvdb, name, types.SimpleNamespace(open=bodies.open), raising=False)
+        monkeypatch.setitem(sys.modules, f"vkvdb.{name}", types.SimpleNamespace(open=bodies.open))
     return bodies
 
 

@@ -69,7 +69,7 @@ def value(catalog: Catalog, sql: str, **parameters):
 
 def test_everything_is_absorbed_once(catalog, world):
     first = catalog.absorb(world.store)
-    assert first.counts == {"models": 3, "datasets": 1, "captures": 0, "jobs": 3}
+    assert {table: n for table, n in first.counts.items() if n} == {"models": 3, "datasets": 1, "jobs": 3}
     assert str(first) == "3 models, 1 datasets, 3 jobs"
     assert first.problems == []
     before = dump(catalog)

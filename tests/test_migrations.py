@@ -17,13 +17,15 @@ from vkvdb.errors import CatalogFailed, OldVersion
 from vkvdb.paths import shipped
 from vkvdb.store import Store
 
-SECOND = '''"""A second revision."""
+LAST = schema.REVISION
+NEXT = f"{int(LAST) + 1:04d}"
+ANOTHER = '''"""Another revision."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "{next}"
+down_revision = "{last}"
 
 
 def upgrade() -> None:
@@ -70,9 +72,9 @@ def later(tmp_path, monkeypatch):
     def make(more: str = "") -> None:
         folder = tmp_path / "migrations"
         shutil.copytree(shipped("migrations"), folder, ignore=shutil.ignore_patterns("__pycache__"))
-        (folder / "versions/0002_colour.py").write_text(SECOND.format(more=more))
+        (folder / f"versions/{NEXT}_colour.py").write_text(ANOTHER.format(more=more, last=LAST, next=NEXT))
         monkeypatch.setattr(catalog_module, "shipped", lambda _: folder)
-        monkeypatch.setattr(schema, "REVISION", "0002")
+        monkeypatch.setattr(schema, "REVISION", NEXT)
 
     return make
 
@@ -85,7 +87,7 @@ def columns(path: Path) -> set[str]:
 def test_an_old_catalog_is_copied_and_upgraded(tmp_path, later):
     catalog = Catalog(tmp_path / "catalog.duckdb")
     assert catalog.upgrade() is None
-    assert catalog.upgrade() == "0001"
+    assert catalog.upgrade() == LAST
     # Rows that are still in the write-ahead log only: the file of a process that was killed.
     with duckdb.connect(catalog.path) as connection:
         connection.execute("SET wal_autocheckpoint = '1GB'; PRAGMA disable_checkpoint_on_shutdown")
@@ -95,11 +97,11 @@ def test_an_old_catalog_is_copied_and_upgraded(tmp_path, later):
     store = synthetic.small(Store(tmp_path / "store")).store
     assert catalog.absorb(store).counts["models"] == 3
     assert "colour" in columns(catalog.path)
-    copy = tmp_path / "catalog.duckdb.0001"
+    copy = tmp_path / f"catalog.duckdb.{LAST}"
     assert "colour" not in columns(copy)
     with duckdb.connect(copy, read_only=True) as connection:
         assert connection.execute("SELECT value FROM state WHERE name = 'mine'").fetchall() == [("kept",)]
-    assert catalog.query("SELECT version_num FROM alembic_version").rows == [("0002",)]
+    assert catalog.query("SELECT version_num FROM alembic_version").rows == [(NEXT,)]
 
 
 def test_a_failing_migration_changes_nothing(tmp_path, later):
@@ -111,16 +113,27 @@ def test_a_failing_migration_changes_nothing(tmp_path, later):
     assert "\n" not in str(refused.value)
     assert "colour" not in columns(catalog.path)
     with duckdb.connect(catalog.path, read_only=True) as connection:
-        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [(LAST,)]
 
 
 def test_a_newer_catalog_is_left_alone(tmp_path, later, monkeypatch):
     catalog = Catalog(tmp_path / "catalog.duckdb")
     later()
     catalog.upgrade()
-    monkeypatch.setattr(schema, "REVISION", "0001")
+    monkeypatch.setattr(schema, "REVISION", LAST)
     before = catalog.path.read_bytes()
     for act in (catalog.upgrade, lambda: catalog.query("SELECT 1")):
-        with pytest.raises(OldVersion, match=r"revision 0002.*reads up to 0001"):
+        with pytest.raises(OldVersion, match=f"revision {NEXT}.*reads up to {LAST}"):
             act()
     assert catalog.path.read_bytes() == before
+
+
+def test_the_first_catalog_is_brought_up_to_date_with_its_rows(tmp_path, monkeypatch):
+    path = tmp_path / "catalog.duckdb"
+    monkeypatch.setenv("VKVDB_CATALOG", str(path))
+    command.upgrade(config(), "0001")
+    with duckdb.connect(path) as connection:
+        row = "(1, 2, 0, 'what ?', 'p', '(A)', '[-1.0, -2.0]', 0, true)"
+        connection.execute(f"INSERT INTO answers VALUES {row}")
+    assert Catalog(path).upgrade() == "0001"
+    assert Catalog(path).query("SELECT sample, raw, likeliest, answer FROM answers").rows == [(2, "(A)", None, None)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vkvdb.errors import DamagedStore
-from vkvdb.jobs import Score, digest, from_json, to_json
+from vkvdb.jobs import Ask, Score, digest, from_json, to_json
 from vkvdb.schema import number
 from vkvdb.store import Manifest, Store
 from vkvdb.types import Site
@@ -23,8 +23,13 @@ MANIFESTS = {
     "models": "models/*.json",
     "datasets": "datasets/*/manifest.json",
     "captures": "captures/*/*.json",
+    "token_maps": "tokens/*.json",
+    "checks": "checks/*.json",
+    "benchmarks": "benchmarks/*.json",
     "jobs": "jobs/*/*.json",
 }
+# The columns that a manifest's name gives; those of the table's key unless told.
+MARKS = {"checks": ("id",), "benchmarks": ("source",)}
 
 
 @dataclass
@@ -53,7 +58,9 @@ def _key(table: str, path: Path) -> Key:
         return (number(path.parent.name),)
     if table == "jobs":
         return (number(path.parent.name, int(path.stem)),)
-    return (path.parent.name, path.stem)
+    if table == "captures":
+        return (path.parent.name, path.stem)
+    return (path.stem,)
 
 
 def rows_of(table: str, path: Path, manifest: Manifest) -> Rows:
@@ -126,7 +133,8 @@ def _job(_: Path, m: Manifest) -> Rows:
     spec = from_json(m["spec"])
     if digest(m["spec"]) != m["job"]:
         raise ValueError("its id is not the hash of its specification")
-    capture, model, task = spec.capture, spec.capture.model, spec if isinstance(spec, Score) else None
+    capture, model = spec.capture, spec.capture.model
+    task = spec if isinstance(spec, Score | Ask) and spec.task else None
     row = {
         "job": number(m["job"], m["edition"]),
         "id": m["job"],
@@ -166,7 +174,38 @@ def _job(_: Path, m: Manifest) -> Rows:
     return {"jobs": [row]}
 
 
-_MAKERS = {"models": _model, "datasets": _dataset, "captures": _capture, "jobs": _job}
+def _token_map(path: Path, m: Manifest) -> Rows:
+    return {"token_maps": [{"capture": path.stem, "sizes": m["sizes"], "rows": m["rows"]}]}
+
+
+def _check(path: Path, m: Manifest) -> Rows:
+    row = {"id": path.stem, "model": number(m["model"]), "created": _time(m["created"])}
+    row |= {c: m[c] for c in ("verdict", "why", "options", "device", "host")}
+    nothing = {"": {"deviation": None, "tolerance": None, "where": ""}}  # a check that could not be run
+    found = m["deviations"] or nothing
+    return {
+        "checks": [
+            {**row, "name": name, "worst": one["where"], **{c: one[c] for c in ("deviation", "tolerance")}}
+            for name, one in found.items()
+        ]
+    }
+
+
+def _benchmark(path: Path, m: Manifest) -> Rows:
+    shared = {"source": path.stem, "tool": m["tool"], "created": _time(m["created"])}
+    columns = ("model_name", "benchmark", "metric", "value", "n", "model")
+    return {"benchmarks": [{**shared, **{c: row[c] for c in columns}} for row in m["rows"]]}
+
+
+_MAKERS = {
+    "models": _model,
+    "datasets": _dataset,
+    "captures": _capture,
+    "token_maps": _token_map,
+    "checks": _check,
+    "benchmarks": _benchmark,
+    "jobs": _job,
+}
 
 
 def _time(text: str) -> datetime:
@@ -174,10 +213,16 @@ def _time(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC).replace(tzinfo=None)
 
 
-def score_files(store: Store, manifest: Manifest) -> tuple[list[str], int]:
-    """The Parquet files of a job's scores and how many rows they should have. Raises DamagedStore when one is gone."""
-    files = [store.root / shard["file"] for shard in manifest["shards"]]
+def row_files(store: Store, manifest: Manifest, kind: str) -> tuple[list[str], int]:
+    """The Parquet files of a job's rows of a kind (`scores`, `answers`, `key_variance`), and how many rows they hold.
+
+    Scores are the manifest's `shards` that name a file, other kinds have a list under their own name.
+    Raises DamagedStore when a file is gone.
+    """
+    shards = manifest["shards"] if kind == "scores" else manifest.get(kind, [])
+    named = [shard for shard in shards if "file" in shard]
+    files = [store.root / shard["file"] for shard in named]
     for file in files:
         if not file.is_file():
             raise DamagedStore(path=file, why="it is not there")
-    return [str(f) for f in files], sum(shard["rows"] for shard in manifest["shards"])
+    return [str(f) for f in files], sum(shard["rows"] for shard in named)

@@ -51,7 +51,18 @@ _INSERT = {
         SELECT $dataset, sample, id, kind, "group", cluster, images, body FROM read_parquet($file)""",
     "scores": """INSERT INTO scores
         SELECT $job, sample, site, head, metric, coalesce(value, 'nan'::FLOAT), weight FROM read_parquet($files)""",
+    "answers": """INSERT INTO answers
+        (job, sample, variant, prompt, prompt_id, raw, likelihoods, choice, correct, likeliest, answer)
+        SELECT $job, sample, variant, prompt, prompt_id, raw, to_json(likelihoods), choice, correct, likeliest, answer
+        FROM read_parquet($files)""",
+    "key_variance": """INSERT INTO key_variance
+        SELECT $job, site, head, half, unbiased, n, value FROM read_parquet($files)""",
+    "tokens": """INSERT INTO tokens
+        SELECT $capture, width, height, place, kind, view, tile, "row", col, "left", top, "right", bottom
+        FROM read_parquet($file)""",
 }
+_FACTS = ("scores", "answers", "key_variance")
+"""Rows of jobs, each in Parquet under its name."""
 
 
 @dataclass(frozen=True)
@@ -292,7 +303,7 @@ def _set_comments(connection: sa.Connection) -> None:
 def _summarise_all(connection: sa.Connection) -> None:
     jobs, summaries = schema.jobs, schema.summaries
     connection.execute(summaries.delete())
-    for (job,) in connection.execute(sa.select(jobs.c.job).where(jobs.c.kind == "score").order_by(jobs.c.job)).all():
+    for (job,) in connection.execute(sa.select(jobs.c.job).where(jobs.c.task.is_not(None)).order_by(jobs.c.job)).all():
         connection.exec_driver_sql(_text(SUMMARIES), {"job": job})
 
 
@@ -303,8 +314,9 @@ def _absorb(connection: sa.Connection, store: Store) -> Absorbed:
     absorbed = Absorbed()
     for name in absorbing.MANIFESTS:
         table = schema.metadata.tables[name]
+        marks = [table.c[c] for c in absorbing.MARKS.get(name, table.primary_key.columns.keys())]
         with connection.begin():
-            known = {tuple(row) for row in connection.execute(sa.select(*table.primary_key.columns))}
+            known = {tuple(row) for row in connection.execute(sa.select(*marks).distinct())}
         there = dict(absorbing.manifest_paths(store, name))
         for key, path in there.items():
             if key in known:
@@ -333,6 +345,10 @@ def _take_in(connection: sa.Connection, store: Store, path: Path, manifest: Mani
     for name, those in rows.items():
         if those:
             connection.execute(schema.metadata.tables[name].insert(), those)
+    if "token_maps" in rows:
+        row = rows["token_maps"][0]
+        file = path.with_suffix(".parquet")
+        _insert(connection, "tokens", {"capture": row["capture"], "file": str(file)}, row["rows"], file)
     if "datasets" in rows:
         row = rows["datasets"][0]
         for name, expected in (("images", row["images"]), ("samples", sum(row["samples"].values()))):
@@ -347,13 +363,15 @@ def _take_in_job(connection: sa.Connection, store: Store, path: Path, manifest: 
         if name is None:
             raise DamagedStore(path=path, why=f"the store does not have its {key}")
         row[f"{key}_name"] = name
-    for facts in (schema.scores, schema.summaries):
+    for name in (*_FACTS, "summaries"):
+        facts = schema.metadata.tables[name]
         connection.execute(facts.delete().where(facts.c.job == job))
     connection.execute(schema.jobs.insert(), row)
-    if row["kind"] == "score":
-        files, expected = absorbing.score_files(store, manifest)
+    for name in _FACTS:
+        files, expected = absorbing.row_files(store, manifest, name)
         if files:
-            _insert(connection, "scores", {"job": job, "files": files}, expected, path)
+            _insert(connection, name, {"job": job, "files": files}, expected, path)
+    if row["task"]:
         connection.exec_driver_sql(_text(SUMMARIES), {"job": job})
 
 

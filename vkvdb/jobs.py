@@ -88,8 +88,43 @@ class Score:
     limit: int | None = None
 
 
-Spec = Extract | Score
-KINDS: dict[str, type[Spec]] = {k.kind: k for k in (Extract, Score)}
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """Ask every question, with options and images in the dataset's order and, as controls, in another (`swaps`).
+
+    With `task`, its reading is scored on the tokens of the very prefill that answers (of the first variant). `tokens`
+    is the most that are written in answer, `asking_version` that of `vkvdb/asking.py`; a block is of questions.
+    """
+
+    kind: ClassVar[str] = "ask"
+    capture: CaptureSpec
+    asking_version: int
+    tokens: int = 16
+    swaps: bool = True
+    task: str = ""
+    task_version: int = 0
+    parameters: tuple[tuple[str, Any], ...] = ()
+    layers: tuple[int, ...] | None = None
+    parts: tuple[str, ...] = ("value",)
+    seed: int = 0
+    limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrate:
+    """Measure how much the keys of every layer and head vary over images. `calibrating_version`: of that file."""
+
+    kind: ClassVar[str] = "calibrate"
+    capture: CaptureSpec
+    calibrating_version: int
+    layers: tuple[int, ...] | None = None
+    parts: tuple[str, ...] = ("key", "key_unrotated")
+    seed: int = 0
+    limit: int | None = None
+
+
+Spec = Extract | Score | Ask | Calibrate
+KINDS: dict[str, type[Spec]] = {k.kind: k for k in (Extract, Score, Ask, Calibrate)}
 
 
 def to_json(spec: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from sqlalchemy import JSON as _JSON
 from sqlalchemy.types import UserDefinedType
 
 # The newest file of migrations/versions: compared with the catalog's revision whenever that is opened.
-REVISION = "0001"
+REVISION = "0002"
 
 metadata = MetaData()
 
@@ -249,8 +249,10 @@ answers = Table(
     _col("prompt_id", String, "hash of that text and its images"),
     _col("raw", String, "what the model wrote, as it is"),
     _col("likelihoods", JSON, "[log-likelihood of each option's letter]; NULL for an open question", null=True),
-    _col("choice", SmallInteger, "option read from it, in the dataset's order; NULL where none could be", null=True),
-    _col("correct", Boolean, "whether that is the dataset's answer; NULL where it could not be read", null=True),
+    _col("choice", SmallInteger, "option read from what it wrote, in the dataset's order; NULL: none", null=True),
+    _col("correct", Boolean, "whether what it wrote is the dataset's answer; NULL where it can't be read", null=True),
+    _col("likeliest", SmallInteger, "option of the likeliest letter, in the dataset's order", null=True),
+    _col("answer", SmallInteger, "option that is right, in the dataset's order; NULL for an open question", null=True),
     comment="One row an answer of a model to a question",
 )
 
@@ -267,6 +269,65 @@ benchmarks = Table(
     _col("tool", String, "what wrote the file"),
     _col("created", DateTime, f"when its manifest was published {_ISO}"),
     comment="One row a benchmark number that was imported",
+)
+
+key_variance = Table(
+    "key_variance",
+    metadata,
+    _col("job", BigInteger, "number of the job"),
+    _col("site", SmallInteger, "number of the site"),
+    _col("head", TinyInteger, "key-value head"),
+    _col("half", TinyInteger, "0 for all images, 1 and 2 for two halves of them"),
+    _col("unbiased", Boolean, "whether the projection's bias was subtracted first"),
+    _col("n", Integer, "images"),
+    _col("value", Double, "trace of the covariance over images / mean squared norm, averaged over positions"),
+    comment="One row a site, head and half of a calibrate job: how much keys depend on the image",
+)
+
+checks = Table(
+    "checks",
+    metadata,
+    _key("id", String, "the check's manifest, as its file is called"),
+    _key("name", String, "what was compared; empty where nothing could be"),
+    _col("model", BigInteger, "number of the model"),
+    _col("verdict", String, "of the whole check: SUPPORTED, ERROR or SILENTLY WRONG"),
+    _col("why", String, "what was wrong; empty for SUPPORTED"),
+    _col("deviation", Double, "largest relative deviation; NULL where it is not finite", null=True),
+    _col("tolerance", Double, "what is allowed", null=True),
+    _col("worst", String, "where the largest deviation is"),
+    _col("options", JSON, "dtype, attention, quantisation and square that were checked"),
+    _col("device", String, "device that it ran on"),
+    _col("created", DateTime, f"when its manifest was published {_ISO}"),
+    _col("host", String, "host that published it"),
+    comment="One row a comparison of vkvdb models check",
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    _col("capture", String, "id of the capture"),
+    _col("width", Integer, "pixels of the original image"),
+    _col("height", Integer, "pixels of the original image"),
+    _col("place", Integer, "position, counted from the image's first"),
+    _col("kind", String, "base, tile, newline or padding"),
+    _col("view", String, "base or tiles"),
+    _col("tile", SmallInteger, "number of the tile, row by row; -1 in the base view and for a newline"),
+    _col("row", SmallInteger, "row on the view's grid"),
+    _col("col", SmallInteger, "column on the view's grid"),
+    _col("left", Double, "pixel of the original image; NULL for a newline", null=True),
+    _col("top", Double, "pixel of the original image; NULL for a newline", null=True),
+    _col("right", Double, "pixel of the original image; NULL for a newline", null=True),
+    _col("bottom", Double, "pixel of the original image; NULL for a newline", null=True),
+    comment="The token map: one row a position of an image of that size in a capture's prompt",
+)
+
+token_maps = Table(
+    "token_maps",
+    metadata,
+    _key("capture", String, "id of the capture"),
+    _col("sizes", Integer, "different sizes of its images"),
+    _col("rows", Integer, "rows of its map"),
+    comment="One row a capture whose token map is in the table tokens",
 )
 
 state = Table(

@@ -209,40 +209,59 @@ class Store:
             for r in rows
         ]
 
-    # --- scores ---
+    # --- rows: scores, answers, key_variance ---
 
     def write_scores(self, job: str, edition: int, shard: int, rows: ScoreRows, facts: Mapping[str, Any]) -> Manifest:
         """Publish a shard of scores; its manifest is given back. Raises StoreFailed."""
-        folder = self._scores(job, edition)
+        span = {
+            "first": int(rows.sample.min()) if len(rows) else None,
+            "last": int(rows.sample.max()) if len(rows) else None,
+        }
+        return self.write_rows("scores", job, edition, shard, vars(rows), {**span, **facts})
+
+    def write_rows(  # noqa: PLR0917 - where it goes, and what it is
+        self, kind: str, job: str, edition: int, shard: int, columns: Mapping[str, Any], facts: Mapping[str, Any]
+    ) -> Manifest:
+        """Publish a shard of rows of a kind (`scores`, `answers` or `key_variance`); its manifest is given back.
+
+        `columns` are those of the kind's schema, by name, of equal lengths. Raises StoreFailed.
+        """
+        folder = self._rows(kind, job, edition)
         data, final = folder / f"{shard:04d}.parquet", folder / f"{shard:04d}.json"
         body = {
-            "kind": "scores",
+            "kind": kind,
             "job": job,
             "edition": edition,
             "shard": shard,
             "file": str(data.relative_to(self.root)),
-            "rows": len(rows),
-            "first": int(rows.sample.min()) if len(rows) else None,
-            "last": int(rows.sample.max()) if len(rows) else None,
+            "rows": len(next(iter(columns.values()))),
             **facts,
         }
-        self.publish_with_manifest({data: _table_writer(dict(vars(rows)), _scores_schema)}, final, body)
+        self.publish_with_manifest({data: _table_writer(columns, _ROWS[kind])}, final, body)
         return self._shard(final)
 
     def score_shards(self, job: str, edition: int) -> dict[int, Manifest]:
+        """The manifests of a job's shards of scores that are published, as `row_shards` gives them."""
+        return self.row_shards("scores", job, edition)
+
+    def row_shards(self, kind: str, job: str, edition: int) -> dict[int, Manifest]:
         """The manifests of a job's shards that are published: {shard: facts, with `file`, `rows` and `sha256`}."""
-        return {int(path.stem): self._shard(path) for path in sorted(self._scores(job, edition).glob("*.json"))}
+        return {int(path.stem): self._shard(path) for path in sorted(self._rows(kind, job, edition).glob("*.json"))}
 
     def read_scores(self, job: str, edition: int) -> pa.Table:
         """A job's scores, shard after shard: columns as `ScoreRows`, `metric` as a dictionary."""
+        return self.read_rows("scores", job, edition)
+
+    def read_rows(self, kind: str, job: str, edition: int) -> pa.Table:
+        """A job's rows of a kind, shard after shard."""
         import pyarrow as pa
 
-        shards = self.score_shards(job, edition)
+        shards = self.row_shards(kind, job, edition)
         tables = [_read(self.root / shards[n]["file"]) for n in sorted(shards)]
-        return pa.concat_tables([_scores_schema().empty_table(), *tables]).unify_dictionaries().combine_chunks()
+        return pa.concat_tables([_ROWS[kind]().empty_table(), *tables]).unify_dictionaries().combine_chunks()
 
-    def _scores(self, job: str, edition: int) -> Path:
-        return self.root / "scores" / job / str(edition)
+    def _rows(self, kind: str, job: str, edition: int) -> Path:
+        return self.root / kind / job / str(edition)
 
     def _shard(self, path: Path) -> Manifest:
         if path not in self._shards:
@@ -366,3 +385,22 @@ def _scores_schema() -> pa.Schema:
             ("weight", pa.float32()),
         ]
     )
+
+
+def _answers_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    numbers = {name: pa.int16() for name in ("variant", "choice", "likeliest", "answer")}
+    others = {"sample": pa.int32(), "likelihoods": pa.list_(pa.float64()), "correct": pa.bool_()}
+    text = {name: pa.string() for name in ("prompt", "prompt_id", "raw")}
+    return pa.schema({**others, **numbers, **text}.items())
+
+
+def _key_variance_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    whole = {"site": pa.int16(), "head": pa.int8(), "half": pa.int8(), "unbiased": pa.bool_(), "n": pa.int32()}
+    return pa.schema([*whole.items(), ("value", pa.float64())])
+
+
+_ROWS = {"scores": _scores_schema, "answers": _answers_schema, "key_variance": _key_variance_schema}

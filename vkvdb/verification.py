@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from vkvdb.store import Store
 
 # A job's manifest comes last: what it says is compared with what the manifests of its shards say.
-_MANIFESTS = ("datasets/*/manifest.json", "scores/*/*/*.json", "captures/*/*.json", "models/*.json", "jobs/*/*.json")
+_MANIFESTS = (
+    "datasets/*/manifest.json",
+    *(f"{kind}/*/*/*.json" for kind in ("scores", "answers", "key_variance")),
+    *(f"{kind}/*.json" for kind in ("models", "tokens", "checks", "benchmarks")),
+    "captures/*/*.json",
+    "jobs/*/*.json",
+)
 _DAY = 86_400
 
 
@@ -45,7 +51,10 @@ def _files(store: Store, path: Path) -> dict[Path, str]:
     if body["kind"] == "model":  # its `files` are those of the checkpoint, which is not in the store
         return {}
     if body["kind"] == "job":  # captures may be cleared; only shards of scores are named by `file`
-        return {store.root / s["file"]: s["sha256"] for s in body["shards"] if "file" in s}
+        shards = [*body["shards"], *body.get("answers", []), *body.get("key_variance", [])]
+        return {store.root / s["file"]: s["sha256"] for s in shards if "file" in s}
+    if body["kind"] in ("check", "benchmark"):  # a manifest by itself
+        return {}
     return {path.parent / name: wanted for name, wanted in body["files"].items()}
 
 
@@ -53,7 +62,10 @@ def _unaccounted(root: Path, listed: set[Path]) -> Iterator[str]:
     for path in private_files(root):
         if is_abandoned(path) or _age(path) > _DAY:
             yield f"{path} was left by a process that ended; it may be deleted"
-    for pattern in ("scores/*/*/*.parquet", "captures/*/*/*.parquet"):
+    for pattern in (
+        *(f"{kind}/*/*/*.parquet" for kind in ("scores", "answers", "key_variance", "captures")),
+        "tokens/*.parquet",
+    ):
         for path in sorted(set(root.glob(pattern)) - listed):
             yield f"{path} belongs to no manifest: a worker died there, and the job's next run will take it"
 

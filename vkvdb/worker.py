@@ -26,6 +26,7 @@ from vkvdb.queue import Claim, Queue, Row
 from vkvdb.store import Store
 
 BEAT = 40.0  # seconds between renewals of the lease
+_BODIES = {"extract": "extraction", "score": "scoring", "ask": "asking", "calibrate": "calibrating"}
 TELL = 1.0  # seconds between two words to the queue on how far a job is
 
 
@@ -228,10 +229,11 @@ class Worker:
 
 def _open(job: Job, home: Home, store: Store, on_step: Callable[[str], None]) -> Run:
     """Begin or go on with a job, by its kind."""
-    from vkvdb import extraction, scoring
+    from importlib import import_module
 
-    bodies: dict[str, Callable[..., Run]] = {"extract": extraction.open, "score": scoring.open}
-    return bodies[job.spec.kind](job, home, store, on_step)
+    body = import_module(f"vkvdb.{_BODIES[job.spec.kind]}")
+    run: Run = body.open(job, home, store, on_step)
+    return run
 
 
 class _Heartbeat:
