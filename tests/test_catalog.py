@@ -507,7 +507,7 @@ def test_views_comments_and_summaries_follow_their_text(filled, world, tmp_path,
     before = value(filled, "SELECT sum(value) FROM results")
     here = tmp_path / "texts"
     here.mkdir()
-    for name in ("views.sql", "summaries.sql", "checks.sql"):
+    for name in ("views.sql", "summaries.sql", "choices.sql", "checks.sql"):
         (here / name).write_text((catalog_module._HERE / name).read_text())
     monkeypatch.setattr(catalog_module, "_HERE", here)
     with (here / "views.sql").open("a") as file:

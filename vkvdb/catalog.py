@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _HERE = Path(__file__).parent
-VIEWS, SUMMARIES, CHECKS = "views.sql", "summaries.sql", "checks.sql"
+VIEWS, SUMMARIES, CHOICES, CHECKS = "views.sql", "summaries.sql", "choices.sql", "checks.sql"
 
 # Read-only, sees no other file, and can't be told otherwise; Python variables are no tables.
 _SAFE: dict[str, str | bool | int | float | list[str]] = {
@@ -266,7 +267,8 @@ def _bring_up_to_date(connection: sa.Connection) -> None:
         todo: dict[str, tuple[str, Callable[[sa.Connection], None]]] = {
             VIEWS: (_text(VIEWS), lambda c: c.exec_driver_sql(_text(VIEWS)).close()),
             "comments": (_comments(), _set_comments),
-            SUMMARIES: (_text(SUMMARIES), _summarise_all),
+            SUMMARIES: (_text(SUMMARIES), partial(_compute_all, SUMMARIES, schema.summaries)),
+            CHOICES: (_text(CHOICES), partial(_compute_all, CHOICES, schema.choices)),
         }
         for name, (text, act) in todo.items():
             value = hashlib.sha256(text.encode()).hexdigest()
@@ -300,11 +302,12 @@ def _set_comments(connection: sa.Connection) -> None:
             connection.execute(SetColumnComment(column))
 
 
-def _summarise_all(connection: sa.Connection) -> None:
-    jobs, summaries = schema.jobs, schema.summaries
-    connection.execute(summaries.delete())
+def _compute_all(name: str, table: sa.Table, connection: sa.Connection) -> None:
+    """Compute anew what is kept of every job's scores."""
+    jobs = schema.jobs
+    connection.execute(table.delete())
     for (job,) in connection.execute(sa.select(jobs.c.job).where(jobs.c.task.is_not(None)).order_by(jobs.c.job)).all():
-        connection.exec_driver_sql(_text(SUMMARIES), {"job": job})
+        connection.exec_driver_sql(_text(name), {"job": job})
 
 
 # --- absorbing --------------------------------------------------------------------------------------------------------
@@ -363,7 +366,7 @@ def _take_in_job(connection: sa.Connection, store: Store, path: Path, manifest: 
         if name is None:
             raise DamagedStore(path=path, why=f"the store does not have its {key}")
         row[f"{key}_name"] = name
-    for name in (*_FACTS, "summaries"):
+    for name in (*_FACTS, "summaries", "choices"):
         facts = schema.metadata.tables[name]
         connection.execute(facts.delete().where(facts.c.job == job))
     connection.execute(schema.jobs.insert(), row)
@@ -372,7 +375,8 @@ def _take_in_job(connection: sa.Connection, store: Store, path: Path, manifest: 
         if files:
             _insert(connection, name, {"job": job, "files": files}, expected, path)
     if row["task"]:
-        connection.exec_driver_sql(_text(SUMMARIES), {"job": job})
+        for name in (SUMMARIES, CHOICES):
+            connection.exec_driver_sql(_text(name), {"job": job})
 
 
 def _insert(connection: sa.Connection, table: str, parameters: dict[str, Any], expected: int, path: Path) -> None:

@@ -239,6 +239,24 @@ summaries = Table(
     comment="Means of a job's scores with their errors, computed by summaries.sql when the job is absorbed",
 )
 
+choices = Table(
+    "choices",
+    metadata,
+    _col("job", BigInteger, "number of the job"),
+    _col("stage", String, "encoder, projector or decoder: among its layers and heads the choice is made"),
+    _col("part", String, "part of that stage"),
+    _col("metric", String, "what is measured"),
+    _col("split", TinyInteger, "number of the split of the clusters into two halves, from 0"),
+    _col("half", TinyInteger, "half on which the choice was made, 0 or 1"),
+    _col("site", SmallInteger, "site that was chosen"),
+    _col("head", TinyInteger, "head that was chosen; -1 where there are none"),
+    _col("chosen", Double, "its value on the half on which it was chosen"),
+    _col("value", Double, "its value on the other half"),
+    _col("se", Double, "the cluster-linearised standard error of that; NULL with fewer than two clusters", null=True),
+    _col("n_clusters", Integer, "clusters of the other half"),
+    comment="The best layer and head, chosen on one half of the clusters and reported on the other (choices.sql)",
+)
+
 answers = Table(
     "answers",
     metadata,

@@ -25,7 +25,7 @@ QUALIFY edition = max(edition) OVER (PARTITION BY id)
 CREATE OR REPLACE VIEW results_by_group AS
 SELECT
     job, jobs.id, jobs.edition,
-    jobs.model_name, jobs.family, jobs.variant, jobs.dataset_name, jobs.task,
+    jobs.kind, jobs.model_name, jobs.family, jobs.variant, jobs.dataset_name, jobs.task,
     sites.stage, sites.layer, sites.part, summaries.head, summaries.metric, summaries.grp,
     summaries.value, summaries.se,
     value - se * t975(n_clusters - 1) AS low,
@@ -50,6 +50,42 @@ SELECT *, 'in-sample' AS choice
 FROM candidates
 QUALIFY row_number() OVER (PARTITION BY job, stage, part, metric ORDER BY value DESC, layer, head) = 1;
 
+CREATE OR REPLACE VIEW chosen AS
+WITH splits AS (
+    SELECT job, stage, part, metric, split, avg(value) AS value, avg(chosen) AS in_half, sum(se * se) / 4 AS variance,
+        sum(n_clusters) AS n_clusters
+    FROM choices GROUP BY ALL
+),
+wins AS (
+    SELECT job, stage, part, metric, site, head, count(*) AS wins
+    FROM choices GROUP BY job, stage, part, metric, site, head
+    QUALIFY row_number() OVER (PARTITION BY job, stage, part, metric ORDER BY wins DESC, site, head) = 1
+),
+means AS (
+    SELECT job, stage, part, metric, avg(value ORDER BY split) AS value, avg(in_half ORDER BY split) AS in_half,
+        stddev_samp(value ORDER BY split) AS spread, avg(variance ORDER BY split) AS variance,
+        count(*) AS splits, max(n_clusters) AS n_clusters
+    FROM splits GROUP BY ALL
+)
+SELECT
+    job, jobs.id, jobs.edition, jobs.kind,
+    jobs.model_name, jobs.family, jobs.variant, jobs.dataset_name, jobs.task,
+    means.stage, means.part, means.metric,
+    means.value, sqrt(variance + spread ** 2 / splits) AS se,
+    means.value - se * t975(means.n_clusters - 1) AS low,
+    means.value + se * t975(means.n_clusters - 1) AS high,
+    means.spread, means.in_half, sites.layer, wins.head, wins.wins, 2 * splits AS choices,
+    summaries.value AS in_sample, summaries.n, summaries.n_undefined, jobs.of, means.n_clusters,
+    wins.site, jobs.model, jobs.dataset, jobs.task_version, jobs.parameters, jobs.prefix, jobs.square, jobs.view,
+    jobs.dtype, jobs.attention, jobs.interventions, jobs.selection, jobs.layers, jobs.seed, jobs.limited, jobs.finished
+FROM means
+    JOIN wins USING (job, stage, part, metric)
+    JOIN newest AS jobs USING (job)
+    JOIN sites USING (site)
+    JOIN summaries ON summaries.job = means.job AND summaries.site = wins.site AND summaries.head = wins.head
+        AND summaries.metric = means.metric AND summaries.grp = '';
+
+COMMENT ON VIEW chosen IS 'One row a newest job, stage, part and metric: the value of the best layer and head, chosen on one half of the clusters and reported on the other, mean over 20 splits; the layer and head that won most often, and its value on all samples (in-sample)';
 COMMENT ON VIEW sites IS 'One row a number that a site can have: its stage, layer and part';
 COMMENT ON VIEW newest IS 'The jobs that the other views show: newest edition, newest version of task and family';
 COMMENT ON VIEW results_by_group IS 'One row a newest job, site, head, metric and group (empty for the mean over groups): value, error, 95 % interval, n, and every field of the specification';

@@ -1,4 +1,4 @@
-"""Answers by likelihood, variance of keys, checks of models, and token maps."""
+"""Two-fold choices, answers by likelihood, variance of keys, checks of models, and token maps."""
 
 from __future__ import annotations
 
@@ -13,6 +13,21 @@ down_revision = "0001"
 def upgrade() -> None:
     op.add_column("answers", sa.Column("likeliest", sa.SmallInteger(), nullable=True))
     op.add_column("answers", sa.Column("answer", sa.SmallInteger(), nullable=True))
+    op.create_table(
+        "choices",
+        sa.Column("job", sa.BigInteger(), nullable=False),
+        sa.Column("stage", sa.String(), nullable=False),
+        sa.Column("part", sa.String(), nullable=False),
+        sa.Column("metric", sa.String(), nullable=False),
+        sa.Column("split", TinyInteger(), nullable=False),
+        sa.Column("half", TinyInteger(), nullable=False),
+        sa.Column("site", sa.SmallInteger(), nullable=False),
+        sa.Column("head", TinyInteger(), nullable=False),
+        sa.Column("chosen", sa.Double(), nullable=False),
+        sa.Column("value", sa.Double(), nullable=False),
+        sa.Column("se", sa.Double(), nullable=True),
+        sa.Column("n_clusters", sa.Integer(), nullable=False),
+    )
     op.create_table(
         "key_variance",
         sa.Column("job", sa.BigInteger(), nullable=False),
