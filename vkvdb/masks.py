@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from vkvdb.samples import Mask
@@ -96,6 +97,7 @@ def from_rle(rle: Mapping[str, Any], width: int, height: int) -> Mask:
     return _from_coco(coco.frPyObjects({"size": [height, width], "counts": counts}, height, width), width, height)
 
 
+@lru_cache(maxsize=4096)  # the masks of a few images stand in thousands of episodes
 def check(mask: Mask) -> None:
     """Raise ValueError unless the run lengths fill the mask's width and height exactly."""
     runs = run_lengths(mask.counts)

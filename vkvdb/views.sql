@@ -86,6 +86,87 @@ FROM means
         AND summaries.metric = means.metric AND summaries.grp = '';
 
 COMMENT ON VIEW chosen IS 'One row a newest job, stage, part and metric: the value of the best layer and head, chosen on one half of the clusters and reported on the other, mean over 20 splits; the layer and head that won most often, and its value on all samples (in-sample)';
+-- Questions read from the tokens (task choices), each by the layer and head that read most of the other fold right.
+CREATE OR REPLACE VIEW readings AS
+WITH of_task AS (
+    SELECT * FROM newest WHERE task = 'choices'
+),
+folds AS ( -- the clusters of a group, every second one in the order of a hash: equal for all jobs on a dataset
+    SELECT dataset, sample, grp,
+        dense_rank() OVER (PARTITION BY dataset, grp ORDER BY md5(cluster), cluster) % 2 AS fold
+    FROM samples WHERE kind = 'question' AND dataset IN (SELECT dataset FROM of_task)
+),
+points AS MATERIALIZED (
+    SELECT scores.job, of_task.dataset, sample, grp, fold, stage, part, layer, site, head, value AS correct
+    FROM scores JOIN of_task USING (job) JOIN folds USING (dataset, sample) JOIN sites USING (site)
+    WHERE metric = 'correct' AND scores.job IN (SELECT job FROM of_task)
+    QUALIFY head >= 0 OR max(head) OVER (PARTITION BY scores.job, site) = -1
+),
+best AS (
+    SELECT job, grp, stage, part, fold, site, head, avg(correct) AS share
+    FROM points
+    GROUP BY job, grp, stage, part, layer, fold, site, head
+    QUALIFY row_number() OVER (PARTITION BY job, grp, stage, part, fold ORDER BY share DESC, layer, head) = 1
+)
+SELECT
+    points.job, of_task.id, of_task.kind, of_task.model, of_task.model_name, of_task.family, of_task.variant,
+    regexp_replace(of_task.model_name, '@(random|random-decoder|blank)(:\d+)?$', '') AS base_name,
+    of_task.prefix, of_task.interventions, of_task.square, of_task.limited,
+    points.dataset, sample, points.grp, points.fold, points.stage, points.part, points.layer, points.site, points.head,
+    points.correct = 1 AS correct
+FROM points
+    JOIN best ON best.job = points.job AND best.grp = points.grp AND best.stage = points.stage
+        AND best.part = points.part AND best.site = points.site AND best.head = points.head
+        AND best.fold = 1 - points.fold
+    JOIN of_task ON of_task.job = points.job;
+
+-- A question that the model was asked, beside every reading of it. `place` says of what: image values of the very pass that
+-- answered (value), of each image alone (value, isolated), its tower and projector, its twins, raw pixels, an encoder.
+CREATE OR REPLACE VIEW surfacing AS
+WITH asked AS (
+    SELECT
+        answers.job AS asked_job, newest.id AS asked_id, newest.model AS asked_model, newest.model_name AS asked_name,
+        newest.dataset, newest.dataset_name, newest.prefix, newest.interventions,
+        sample, prompt, prompt_id, raw, likelihoods, choice, likeliest, answer,
+        unnest([
+            {measure: 'likelihood', is_right: likeliest = answer}, {measure: 'text', is_right: choice = answer}
+        ], recursive := true)
+    FROM answers JOIN newest USING (job)
+    WHERE answers.variant = 0 AND answer IS NOT NULL
+),
+paired AS (
+    SELECT
+        asked.*, readings.job AS read_job, readings.id AS read_id, readings.model_name AS read_name, readings.grp,
+        readings.stage, readings.part, readings.layer, readings.site, readings.head,
+        coalesce(asked.is_right, false) AS answer_right,
+        readings.correct AS values_right,
+        CASE
+            WHEN readings.job = asked_job THEN if(stage = 'decoder', part, if(stage = 'encoder', 'tower', stage))
+            WHEN readings.kind = 'ask' THEN NULL
+            WHEN readings.model = asked_model AND stage = 'decoder' THEN part || ', isolated'
+            WHEN readings.model = asked_model THEN NULL
+            WHEN readings.family = 'pixels' THEN 'raw pixels'
+            WHEN readings.base_name = asked_name AND stage = 'decoder' AND readings.variant LIKE 'random%'
+                THEN part || ', ' || if(readings.variant LIKE 'random-decoder%', 'random decoder', 'random weights')
+            WHEN readings.variant = '' AND stage = 'encoder'
+                AND readings.model NOT IN (SELECT model FROM layers WHERE stage = 'decoder')
+                THEN 'encoder ' || readings.model_name
+        END AS place
+    FROM asked JOIN readings USING (dataset, sample)
+    WHERE readings.prefix = asked.prefix
+        AND (readings.job = asked_job OR json_array_length(readings.interventions) = 0)
+)
+SELECT
+    asked_job, asked_id, asked_name AS model_name, dataset_name, grp, measure, place, sample, samples.id AS sample_id,
+    values_right, answer_right, values_right AND NOT answer_right AS surfaces,
+    read_job, read_id, read_name, stage, part, layer, site, head,
+    samples.body->>'$.text' AS question, samples.body->'$.options' AS options, answer,
+    if(measure = 'text', choice, likeliest) AS given, raw, prompt, prompt_id, paired.dataset, prefix, interventions
+FROM paired JOIN samples ON samples.dataset = paired.dataset AND samples.sample = paired.sample
+WHERE place IS NOT NULL;
+
+COMMENT ON VIEW readings IS 'One row a question, reading job, stage and part: whether the tokens pick the right option, at the layer and head that are best on the other fold of that group';
+COMMENT ON VIEW surfacing IS 'One row a question that a model was asked, a measure of its answer (likelihood or text) and a reading of it: right in the tokens, right in the answer, and surfaces (right in the tokens, wrong in the answer)';
 COMMENT ON VIEW sites IS 'One row a number that a site can have: its stage, layer and part';
 COMMENT ON VIEW newest IS 'The jobs that the other views show: newest edition, newest version of task and family';
 COMMENT ON VIEW results_by_group IS 'One row a newest job, site, head, metric and group (empty for the mean over groups): value, error, 95 % interval, n, and every field of the specification';

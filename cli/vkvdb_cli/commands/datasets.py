@@ -68,6 +68,7 @@ def show(dataset: str, problems: bool) -> None:
     rows.insert(1, ("where", _where(home, store, manifest)))
     rows += [(f"samples: {kind}", str(count)) for kind, count in manifest["samples"].items()]
     rows += [("problems", str(len(manifest["problems"])))]
+    rows += [(f"left out, on images with problems: {kind}", str(n)) for kind, n in manifest["left_out"].items()]
     print_table(["of", dataset], rows)
 
 
