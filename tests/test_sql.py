@@ -9,6 +9,7 @@ import sys
 import pytest
 import synthetic
 
+from vkvdb import syncing
 from vkvdb.catalog import Catalog
 from vkvdb.store import Store
 from vkvdb_cli import _after
@@ -94,7 +95,7 @@ def shell(path, read_only: bool) -> subprocess.Popen[str]:
 
 
 def test_a_locked_catalog_is_one_line(home, world, capsys, monkeypatch):
-    monkeypatch.setattr(_after, "_PATIENCE", 0.2)
+    monkeypatch.setattr(syncing, "PATIENCE", 0.2)
     Catalog(home.catalog).absorb(world.store)
     with shell(home.catalog, read_only=False) as process:
         for arguments in (["sql", "FROM jobs"], ["db", "rebuild"], ["db", "upgrade"], ["sync"], ["analyze", "layers"]):
@@ -106,7 +107,7 @@ def test_a_locked_catalog_is_one_line(home, world, capsys, monkeypatch):
 
 
 def test_beside_a_reading_shell_what_is_absorbed_can_be_read(home, world, capsys, monkeypatch):
-    monkeypatch.setattr(_after, "_PATIENCE", 0.2)
+    monkeypatch.setattr(syncing, "PATIENCE", 0.2)
     Catalog(home.catalog).absorb(world.store)
     world.score("onevision", 0.1, task="foreground")
     with shell(home.catalog, read_only=True) as process:
@@ -145,8 +146,8 @@ def test_a_catalog_that_can_not_be_used_fails_no_work(home, world, capsys):
 
 
 def test_db_upgrade_says_what_it_did(home, capsys):
-    assert said(capsys, "db", "upgrade").out == f"made {home.catalog} at revision 0001\n"
-    assert said(capsys, "db", "upgrade").out == f"{home.catalog} is at revision 0001\n"
+    assert said(capsys, "db", "upgrade").out == f"made {home.catalog} at revision 0002\n"
+    assert said(capsys, "db", "upgrade").out == f"{home.catalog} is at revision 0002\n"
 
 
 def test_db_check_exits_with_1_when_something_is_wrong(home, world, capsys):

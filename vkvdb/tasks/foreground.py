@@ -4,7 +4,9 @@ Protocol. For every site and head, a classifier is fitted on the tokens of the s
 applied to those of the query [S: Liu et al. 2025, arXiv 2510.04819]. Episodes and counting are hsnet's [C:
 common/evaluation.py of HSNet, Min et al. 2021]: void pixels are left out, and IoU is the sum of intersections over the
 sum of unions inside a class, averaged over classes. So a row's value is the episode's intersection over union and its
-weight the union in pixels: the weighted mean is that quotient.
+weight the union in pixels: the weighted mean is that quotient. `iou_background` is the same of the background. hsnet's
+FB-IoU is the mean of both weighted means, each taken over all episodes of a fold, whatever their class [C:
+common/logger.py].
 
 Our choices [D]. A cell is foreground where the mask covers more than half of it; cells mostly void or mostly outside
 the image are left out. Channels are standardised on the support tokens. `classifier=logistic`: L2 logistic regression,
@@ -28,16 +30,16 @@ import numpy as np
 
 from vkvdb.errors import BadOption
 from vkvdb.masks import decode
-from vkvdb.metrics import Bools, Floats, cell_shares, iou, upsampling
+from vkvdb.metrics import Bools, Floats, cell_shares, iou
 from vkvdb.samples import Episode, Labelled, Sample
-from vkvdb.tasks._tokens import at_once, float32, like, pieces, room, upsample
-from vkvdb.types import CEILING, POSITION, Capture, Needs, Scores, Site, TokenGrid
+from vkvdb.tasks._masks import Region, as_maps
+from vkvdb.tasks._tokens import float32, like, pieces, room
+from vkvdb.types import CEILING, POSITION, Capture, Needs, Panel, Scores, Site, TokenGrid
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CLASSIFIERS = ("logistic", "ridge")
-_COUNTED = 1 << 24  # what a float32 counts to exactly; a larger image is taken in bands
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Foreground:
 
     version: ClassVar[int] = 1
     takes: ClassVar[type[Sample]] = Episode
-    metrics: ClassVar[tuple[str, ...]] = ("iou",)
+    metrics: ClassVar[tuple[str, ...]] = ("iou", "iou_background")
 
     classifier: str = "logistic"
     c: float = 1.0
@@ -68,14 +70,15 @@ class Foreground:
     def score(self, sample: Episode, captures: Mapping[str, Capture], texts: Mapping[str, Any]) -> Iterator[Scores]:
         supports = [captures[s.image] for s in sample.supports]
         query = captures[sample.query.image]
-        truth = _Truth(sample.query, query.grid)
+        truth = Region(sample.query.mask, sample.query.ignore, query.grid)
         kept, labels = _labels(sample.supports, [c.grid for c in supports])
         defined = 0 < labels.sum() < len(labels)
         for stack, *others in zip(query.stacks, *(c.stacks for c in supports), strict=True):
             assert all(o.sites == stack.sites for o in others)
             if not defined:
                 columns = stack.tokens.shape[1] + (stack.tokens.shape[1] > 1)
-                yield Scores("iou", stack.sites, np.full((len(stack.sites), columns), np.nan), weight=0.0)
+                undefined = np.full((len(stack.sites), columns), np.nan)
+                yield from (Scores(metric, stack.sites, undefined, weight=0.0) for metric in self.metrics)
                 continue
             tokens = [o.tokens for o in others]
             # Both layouts of the tokens, their weighted copy, and second derivatives.
@@ -85,9 +88,23 @@ class Foreground:
                 truth.counts(self._logits([t[piece] for t in tokens], kept, labels, stack.tokens[piece]))
                 for piece in pieces(len(stack.sites), each, room(stack.tokens))
             ]
-            yield _row(stack.sites, *(np.concatenate(part) for part in zip(*found, strict=True)))
+            yield from _rows(stack.sites, truth, *(np.concatenate(part) for part in zip(*found, strict=True)))
         for site, logits in ((POSITION, _mean_shares(sample.supports, supports, query.grid)), (CEILING, truth.shares)):
-            yield _row((site,), *truth.counts(_as_maps(logits - 0.5)))
+            yield from _rows((site,), truth, *truth.counts(as_maps(logits - 0.5)))
+
+    def picture(self, sample: Episode, captures: Mapping[str, Capture], texts: Mapping[str, Any]) -> tuple[Panel, ...]:
+        """The query with what is found in it, then the supports."""
+        supports = [captures[s.image] for s in sample.supports]
+        query = captures[sample.query.image]
+        truth = Region(sample.query.mask, sample.query.ignore, query.grid)
+        kept, labels = _labels(sample.supports, [c.grid for c in supports])
+        found: list[Bools] = []
+        if 0 < labels.sum() < len(labels):
+            tokens = [c.stacks[0].tokens for c in supports]
+            found = [truth.chosen(self._logits(tokens, kept, labels, query.stacks[0].tokens)[0, 0])]
+        shown = [Panel(sample.query.image, "query" if found else "query: not defined", found=found, truth=[truth.mask])]
+        shown += [Panel(s.image, f"support {n}", truth=[decode(s.mask)]) for n, s in enumerate(sample.supports, 1)]
+        return tuple(shown)
 
     def _logits(self, supports: Sequence[Tensor], kept: Bools, labels: Bools, query: Tensor) -> Tensor:
         """The query's logits (sites, heads + 1, rows, cols); tokens are (sites, heads, rows, cols, dim)."""
@@ -114,35 +131,6 @@ class Foreground:
         return logits.view(*logits.shape[:2], *query.shape[2:4])
 
 
-class _Truth:
-    """The query's mask, and what predictions on its grid are worth."""
-
-    def __init__(self, query: Labelled, grid: TokenGrid) -> None:
-        mask = decode(query.mask)
-        self.shares = cell_shares(mask, grid)
-        valid = np.ones_like(mask) if query.ignore is None else ~decode(query.ignore)
-        mask = mask & valid
-        self.area = int(mask.sum())
-        height, width = mask.shape
-        rows, cols, self.down, self.across = upsampling(grid, (width, height))
-        window = np.ix_(rows, cols)
-        self.pixels = np.stack([mask[window], valid[window]], -1)
-
-    def counts(self, logits: Tensor) -> tuple[Floats, Floats]:
-        """Pixels of intersection and union for logits (..., rows, cols): (...) each, where the logit is above 0."""
-        maps = logits.reshape(-1, *logits.shape[-2:])
-        down, across = like(self.down, maps), like(self.across, maps)
-        height, width = self.pixels.shape[:2]
-        both = np.zeros((len(maps), 2))
-        for band in pieces(height, width, _COUNTED):
-            pixels = like(self.pixels[band].reshape(-1, 2), maps)
-            for piece in pieces(len(maps), len(pixels), at_once(maps)):
-                chosen = upsample(maps[piece], down[band], across).gt_(0)
-                both[piece] += (chosen.flatten(1) @ pixels).cpu().numpy()
-        intersection, chosen_area = both.reshape(*logits.shape[:-2], 2).transpose(-1, *range(logits.dim() - 2))
-        return intersection, chosen_area + self.area - intersection
-
-
 def _labels(supports: Sequence[Labelled], grids: Sequence[TokenGrid]) -> tuple[Bools, Bools]:
     """Of all support cells in order which are kept (all,), and of those which are foreground (kept,)."""
     kept, labels = [], []
@@ -166,14 +154,11 @@ def _mean_shares(supports: Sequence[Labelled], captures: Sequence[Capture], grid
     return mean
 
 
-def _as_maps(logits: Floats) -> Tensor:
-    import torch
-
-    return torch.as_tensor(logits, dtype=torch.float32)[None, None]
-
-
-def _row(sites: tuple[Site, ...], intersection: Floats, union: Floats) -> Scores:
-    return Scores("iou", sites, iou(intersection, union), weight=union)
+def _rows(sites: tuple[Site, ...], truth: Region, intersection: Floats, union: Floats) -> Iterator[Scores]:
+    """Scores of the foreground and of its complement among the pixels that are not void."""
+    yield Scores("iou", sites, iou(intersection, union), weight=union)
+    whole = truth.valid_area - intersection
+    yield Scores("iou_background", sites, iou(truth.valid_area - union, whole), weight=whole)
 
 
 TASK = Foreground

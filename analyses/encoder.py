@@ -1,0 +1,146 @@
+"""Draws encoder.sql: a panel a task, a row a place, and beside each how far the image values are from it."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+Row = dict[str, Any]
+
+_ROW = 22  # pixels
+_WIDTH = 430
+_INK, _GREY = "#333333", "#767676"
+_PLACES = {  # place: (label, colour); those of an encoder begin with `encoder`
+    "subject": ("image values, best head", "#0072B2"),
+    "tower": ("its vision tower", "#B87F00"),
+    "projector": ("its projector", "#D55E00"),
+    "random decoder": ("random decoder under it", _GREY),
+    "random weights": ("random weights", _GREY),
+    "blank image": ("blank image", _GREY),
+    "raw pixels": ("raw pixels", _GREY),
+}
+_ENCODER = "#009E73"
+
+
+def chart(rows: pl.DataFrame) -> alt.VConcatChart:
+    """A panel for each task of each model, one above the other."""
+    keys = ["dataset_name", "task", "set_of_parameters", "metric", "subject_name"]
+    panels = [panel(part.to_dicts()) for part in rows.partition_by(keys, maintain_order=True)]
+    made: alt.VConcatChart = alt.vconcat(*panels, spacing=36, padding=16)
+    axis = {"labelColor": _INK, "titleColor": _INK, "gridColor": "#EEEEEE", "domainColor": "#AAA", "tickColor": "#AAA"}
+    title = {"anchor": "start", "frame": "group", "color": "#111", "subtitleColor": "#555"}
+    made.config = alt.Config(view={"stroke": None}, axis=axis, title={**title, "fontSize": 14, "subtitleFontSize": 11})
+    return made
+
+
+def panel(rows: Sequence[Row]) -> alt.LayerChart:
+    """One task of one model."""
+    first = next((r for r in rows if r["place"] == "subject"), rows[0])
+    labels = {r["place"]: _PLACES.get(r["place"], (r["place"], _ENCODER)) for r in rows}
+    values = [
+        {
+            "y": labels[r["place"]][0],
+            "colour": labels[r["place"]][1],
+            "value": r["value"],
+            "low": r["value"] if r["low"] is None else max(0.0, r["low"]),
+            "high": r["value"] if r["high"] is None else r["high"],
+            "in_sample": r["in_sample"],
+            "told": f"{_interval(r['value'], r['low'], r['high'])}  {_where(r)}",
+            "apart": ""
+            if r["difference"] is None
+            else _interval(r["difference"], r["difference_low"], r["difference_high"], sign=True),
+            "model": r["model_name"],
+            "job": r["id"][:8],
+            "n": f"{r['n']} in {r['n_clusters']} clusters",
+        }
+        for r in sorted(rows, key=lambda r: (-r["value"], r["place"]))
+    ]
+    top = max(v["high"] for v in values) * 1.02
+    base = alt.Chart(alt.InlineData(values=values)).encode(
+        y=alt.Y(
+            "y:N",
+            sort=[v["y"] for v in values],
+            title=None,
+            axis=alt.Axis(labelLimit=320, domain=False, ticks=False, labelFontSize=11),
+        ),
+        color=alt.Color("colour:N", scale=None),
+        tooltip=[alt.Tooltip(f"{c}:N") for c in ("model", "told", "apart", "n", "job")],
+    )
+    scale = alt.Scale(domain=[0, top], nice=False)
+    x = alt.X("value:Q", scale=scale, axis=alt.Axis(title=first["metric"], format=".2~f", tickCount=6))
+    texts = [
+        base.mark_text(align="left", x=_WIDTH + 14, fontSize=11).encode(text="told:N"),
+        base.mark_text(align="left", x=_WIDTH + 220, fontSize=11).encode(text="apart:N"),
+    ]
+    heads = alt.Chart(alt.InlineData(values=[{}]))
+    texts += [
+        heads.mark_text(align="left", x=at, y=-8, fontSize=11, fontStyle="italic", color=_GREY, text=words).encode()
+        for at, words in ((_WIDTH + 14, "mean of two-fold choices"), (_WIDTH + 220, "image values less this, paired"))
+    ]
+    marks = [
+        base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=scale), x2="high:Q"),
+        base.mark_point(filled=True, size=70, opacity=1).encode(x=x),
+        base.mark_tick(thickness=1, size=10, opacity=0.6).encode(x=alt.X("in_sample:Q", scale=scale)),
+    ]
+    made: alt.LayerChart = alt.layer(*marks, *texts).properties(
+        width=_WIDTH,
+        height=_ROW * len(values),
+        title=alt.TitleParams(textwrap.wrap(finding(rows), 110), subtitle=_subtitle(rows, first), offset=18),
+    )
+    return made
+
+
+def finding(rows: Sequence[Row]) -> str:
+    """What the paired differences say, in words that they support: zero in the interval is no difference."""
+    said: dict[str, list[str]] = {"more than": [], "as much as": [], "less than": []}
+    for row in rows:
+        if row["difference"] is None or row["difference_low"] is None:
+            continue
+        name = _PLACES.get(row["place"], (row["place"], ""))[0]
+        how = "more than" if row["difference_low"] > 0 else "less than" if row["difference_high"] < 0 else "as much as"
+        if row["place"] in ("tower", "projector") or (row["place"].startswith("encoder") and row["is_chosen"]):
+            said[how].append(name)
+    words = {"as much as": "not told apart from"}
+    clauses = [f"{words.get(how, how)} {' and '.join(names)}" for how, names in said.items() if names]
+    subject = next((r for r in rows if r["place"] == "subject"), None)
+    if subject is None or not clauses:
+        return f"{rows[0]['task']}: nothing to compare the image values with"
+    return f"{subject['task']}: the image values of {subject['subject_name']} hold {', '.join(clauses)}"
+
+
+def _subtitle(rows: Sequence[Row], first: Row) -> list[str]:
+    parameters = "" if first["set_of_parameters"] == "{}" else f" {first['set_of_parameters']}"
+    counted = f"n = {first['n']} of {first['of']} samples in {first['n_clusters']} clusters"
+    jobs = ", ".join(dict.fromkeys(f"{r['id'][:8]} {r['model_name']}" for r in rows))
+    return [
+        f"{first['dataset_name']}{parameters}, {counted}; bars: 95 % intervals by cluster; small tick: in-sample best",
+        *textwrap.wrap(f"jobs: {jobs}", 140, break_on_hyphens=False),
+    ]
+
+
+def _where(row: Row) -> str:
+    if not row["is_chosen"]:
+        return f"(layer {row['layer']}, fixed)"
+    if row["choices"] is None or row["place"] in ("tower", "projector", "raw pixels"):
+        return ""
+    head = f" head {row['head']}" if row["head"] >= 0 else ""
+    return f"(layer {row['layer']}{head} in {row['wins']} of {row['choices']})"
+
+
+def _number(value: float, *, sign: bool = False) -> str:
+    if math.isnan(value):
+        return "-"
+    text = f"{abs(value):.2f}"
+    text = text.removeprefix("0") if abs(value) < 0.995 else text
+    return ("\u2212" if value < 0 else "+" if sign else "") + text
+
+
+def _interval(value: float, low: float | None, high: float | None, *, sign: bool = False) -> str:
+    if low is None or high is None:
+        return _number(value, sign=sign)
+    return f"{_number(value, sign=sign)} [{_number(low, sign=sign)}, {_number(high, sign=sign)}]"

@@ -1,0 +1,67 @@
+"""Many maps at once: Otsu's threshold, and how well a map ranks weighted positives above weighted negatives."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vkvdb.metrics import Floats
+
+
+def otsu(values: Tensor) -> Tensor:
+    """Otsu's threshold (...) of values (..., n): of all splits the one with the largest variance between its parts.
+
+    Exact, without a histogram: half way between the two values that it comes between. Where all values are equal it is
+    their value, above which there is nothing.
+    """
+    ordered = values.sort(-1).values
+    n = ordered.shape[-1]
+    if n == 1:
+        return ordered[..., 0]
+    # With the mean at 0 and c the sum of the k lowest, the variance between is c^2 / (k (n - k)).
+    centred = ordered.double()
+    below = (centred - centred.mean(-1, keepdim=True)).cumsum(-1)[..., :-1]
+    k = torch.arange(1, n, device=values.device)
+    between = below.square_() / (k * (n - k))
+    between.masked_fill_(ordered[..., 1:] <= ordered[..., :-1], -1.0)
+    largest, at = between.max(-1, keepdim=True)
+    split = (ordered.gather(-1, at) + ordered.gather(-1, at + 1)) / 2
+    return torch.where(largest < 0, ordered[..., -1:], split)[..., 0]
+
+
+def ranking(scores: Tensor, positive: Floats, negative: Floats) -> tuple[Floats, Floats]:
+    """Area under the ROC curve and average precision, (...) each, of scores (..., cells).
+
+    Weights are (cells + 1,): how many pixels of a cell are to be found and how many are not; the last weight is that of
+    pixels without a score, which rank below all. Ties count half, and share their precision, as in scikit-learn. NaN
+    where one kind has no weight.
+    """
+    shape = scores.shape[:-1]
+    if not (positive.sum() > 0 and negative.sum() > 0):
+        return np.full(shape, np.nan), np.full(shape, np.nan)
+    flat = torch.nn.functional.pad(scores.reshape(-1, scores.shape[-1]), (0, 1), value=-torch.inf)
+    ordered, order = flat.sort(-1, descending=True)
+    p = torch.as_tensor(positive / positive.sum(), device=scores.device)[order]
+    q = torch.as_tensor(negative / negative.sum(), device=scores.device)[order]
+    true, false = p.cumsum(-1), q.cumsum(-1)
+    before = false - q
+    same = ordered[:, 1:] == ordered[:, :-1]
+    if bool(same.any()):
+        first, last = _ties(same)
+        true, false, before = true.gather(-1, last), false.gather(-1, last), before.gather(-1, first)
+    area = 1 - (p * (before + false)).sum(-1) / 2
+    found, wrong = true * positive.sum(), false * negative.sum()
+    precision = (p * found / (found + wrong).clamp_min(torch.finfo(torch.float64).tiny)).sum(-1)
+    return area.reshape(shape).cpu().numpy(), precision.reshape(shape).cpu().numpy()
+
+
+def _ties(same: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last place (n, m) of everyone's tie, from which of m places is equal to that before it (n, m - 1)."""
+    m = same.shape[1] + 1
+    places = torch.arange(m, device=same.device).expand(len(same), m)
+    starts = torch.nn.functional.pad(~same, (1, 0), value=True)
+    ends = torch.nn.functional.pad(~same, (0, 1), value=True)
+    first = torch.where(starts, places, 0).cummax(-1).values
+    last = torch.where(ends, places, m - 1).flip(-1).cummin(-1).values.flip(-1)
+    return first, last
