@@ -50,7 +50,7 @@ class Foreground:
     c: the weight of the loss against the penalty, as scikit-learn's C; above 0 and at most 100.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     takes: ClassVar[type[Sample]] = Episode
     metrics: ClassVar[tuple[str, ...]] = ("iou", "iou_background")
 
