@@ -1,5 +1,6 @@
 """The one door to the images of a dataset: bytes as they were ingested, decoded to RGB, warped where a recipe says so.
 
+An image is a file of its own, or a cell of a parquet file (`FILE.parquet/ROW/COLUMN`, see `vkvdb.datasets._parquet`).
 EXIF orientation is **not** applied: the annotations of COCO and of the other datasets count pixels as they are stored.
 """
 
@@ -11,7 +12,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from vkvdb.datasets import _warp
+from vkvdb.datasets import _parquet, _warp
 from vkvdb.errors import BadImage
 
 if TYPE_CHECKING:
@@ -47,14 +48,23 @@ def open_image(root: Path, row: Row) -> PIL.Image.Image:
         raise BadImage(path=path, why=error, hint="") from error
 
 
+def file_of(path: Path) -> Path:
+    """The file on disk that holds an image's bytes: its own, or the parquet file that it is a cell of."""
+    cell = _parquet.cell_of(path)
+    return cell.file if cell else path
+
+
 def read_bytes(path: Path) -> bytes:
-    """A file's bytes; BadImage where there is none or it can't be read."""
+    """An image's bytes; BadImage where there are none or they can't be read."""
     try:
-        return path.read_bytes()
+        cell = _parquet.cell_of(path)
+        return _parquet.read(cell) if cell else path.read_bytes()
     except FileNotFoundError:
         raise BadImage(path=path, why="there is no such file", hint="") from None
     except OSError as error:
         raise BadImage(path=path, why=error.strerror or error, hint="") from error
+    except ValueError as error:
+        raise BadImage(path=path, why=error, hint="") from error
 
 
 def decode(data: bytes, path: Path) -> PIL.Image.Image:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from vkvdb.errors import BadDataset, BadImage, StoreFailed, UnsoundDataset
-from vkvdb.images import decode, read_bytes
+from vkvdb.images import decode, file_of, read_bytes
 from vkvdb.jobs import canonical
 from vkvdb.samples import Sample
 from vkvdb.soundness import fault
@@ -146,7 +146,7 @@ def _decode(path: Path) -> Found | str:
 def _key(path: Path) -> str:
     """What a file's content is known by as long as it does not change; the path alone where there is no file."""
     try:
-        facts = path.stat()
+        facts = file_of(path).stat()
     except OSError:
         return str(path)  # never noted: decoding will say what is wrong
     return f"{path}:{facts.st_size}:{facts.st_mtime_ns}"

@@ -11,19 +11,23 @@ What is made of it is ours, not the field's:
 - `Episode`: for each category, up to ten query images with five support images each, drawn by seed among the images
   of which the category's instances cover at least 1 %. Crowd regions of the category count neither as it nor as
   background.
+- Splits `val-persons` and `train-persons`: `ImagePair`s of two persons in different images, matched by their keypoints
+  (`_persons.py`). They are datasets of their own, so that what lies in `annotations/` does not change the others.
+
+Captions are not read: no task takes them.
 """
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from vkvdb import masks
-from vkvdb.datasets import _warp
-from vkvdb.datasets._layout import lacks, need_folder, read_json
+from vkvdb.datasets import _persons, _warp
+from vkvdb.datasets._coco import ANNOTATION, CATEGORY, IMAGE, Entries, region, unique
+from vkvdb.datasets._layout import need_folder, read_json
 from vkvdb.samples import Episode, Labelled, Mask
 from vkvdb.types import ImageFile, Problem, Reading
 
@@ -32,72 +36,69 @@ SUPPORTS = 5
 QUERIES = 10
 COVERED = 0.01
 
-_IMAGE = {"id": int, "file_name": str, "width": int, "height": int}
-_ANNOTATION = {"id": int, "image_id": int, "category_id": int, "iscrowd": int}
-_CATEGORY = {"id": int, "name": str}
+_LAYOUT = (
+    "SPLIT2017/ and annotations/KINDSPLIT2017.json side by side, unpacked from SPLIT2017.zip and "
+    "annotations_trainval2017.zip of https://cocodataset.org/#download"
+)
+_KEYS = {"images": list, "annotations": list, "categories": list}
 
 
 class Coco:
     """The adapter. Info and licences in the annotation file are not needed."""
 
     version: ClassVar[int] = 1
-    splits: ClassVar[tuple[str, ...]] = ("val", "train")
+    splits: ClassVar[tuple[str, ...]] = ("val", "train", "val-persons", "train-persons")
     layout: ClassVar[str] = (
-        "SPLIT2017/ and annotations/instances_SPLIT2017.json side by side, unpacked from SPLIT2017.zip and "
-        "annotations_trainval2017.zip of https://cocodataset.org/#download"
+        "val2017/ (or train2017/) and annotations/, with instances_val2017.json (or instances_train2017.json), for "
+        "persons person_keypoints_val2017.json (or person_keypoints_train2017.json), side by side, unpacked from "
+        "val2017.zip (or train2017.zip) and annotations_trainval2017.zip of https://cocodataset.org/#download"
     )
 
     def read(self, root: Path, split: str) -> Reading:
-        layout = self.layout.replace("SPLIT", split)
-        need_folder(root / f"{split}2017", layout)
-        file = root / "annotations" / f"instances_{split}2017.json"
-        content = read_json(file, layout, {"images": list, "annotations": list, "categories": list})
+        year, _, persons = split.partition("-")
+        kind = "person_keypoints_" if persons else "instances_"
+        layout = _LAYOUT.replace("SPLIT", year).replace("KIND", kind)
+        need_folder(root / f"{year}2017", layout)
+        content = read_json(root / "annotations" / f"{kind}{year}2017.json", layout, _KEYS)
         reading = Reading()
-        images = _unique(content["images"], "image", _IMAGE, reading.problems)
-        categories = _unique(content["categories"], "category", _CATEGORY, reading.problems)
-        annotations = _unique(content["annotations"], "annotation", _ANNOTATION, reading.problems)
-
-        names = {key: image["file_name"] for key, image in sorted(images.items())}
-        warps = []
-        for key, name in names.items():
-            original = ImageFile(name, f"{split}2017/{name}")
-            reading.images.append(original)
-            try:
-                warped, pair = _warp.pair(original, images[key]["width"], images[key]["height"])
-            except ValueError as error:
-                reading.problems.append(Problem(f"image {key}", str(error)))
-            else:
-                warps.append(warped)
-                reading.samples.append(pair)
-        reading.images += warps
-
-        regions = _regions(images, categories, annotations, reading.problems)
-        for category in sorted(categories):
-            reading.samples += _episodes(categories[category]["name"], split, regions[category], names)
+        images = unique(content["images"], "image", IMAGE, reading.problems)
+        categories = unique(content["categories"], "category", CATEGORY, reading.problems)
+        annotations = unique(content["annotations"], "annotation", ANNOTATION, reading.problems)
+        if persons:
+            drawn = _persons.pairs(images, categories, annotations, year, reading.problems)
+            shown = sorted({name for pair in drawn for name in pair.images()})
+            reading.images += [ImageFile(name, f"{year}2017/{name}") for name in shown]
+            reading.samples += drawn
+        else:
+            _add_masks(reading, year, images, categories, annotations)
         return reading
 
 
-def _unique(
-    entries: list[Any], what: str, keys: Mapping[str, type], problems: list[Problem]
-) -> dict[int, dict[str, Any]]:
-    """{id: entry} of the sound entries, the first of each id."""
-    found: dict[int, dict[str, Any]] = {}
-    for place, entry in enumerate(entries):
-        if missing := lacks(entry, keys):
-            problems.append(Problem(f"{what} at place {place}", f"it {missing}"))
-        elif entry["id"] in found:
-            problems.append(Problem(f"{what} {entry['id']}", "its id is there twice"))
-        elif what == "image" and min(entry["width"], entry["height"]) < 1:
-            problems.append(Problem(f"{what} {entry['id']}", f"its size is {entry['width']} x {entry['height']}"))
+def _add_masks(reading: Reading, split: str, images: Entries, categories: Entries, annotations: Entries) -> None:
+    """Every image with its warp, then the episodes of each category."""
+    names = {key: image["file_name"] for key, image in sorted(images.items())}
+    warps = []
+    for key, name in names.items():
+        original = ImageFile(name, f"{split}2017/{name}")
+        reading.images.append(original)
+        try:
+            warped, pair = _warp.pair(original, images[key]["width"], images[key]["height"])
+        except ValueError as error:
+            reading.problems.append(Problem(f"image {key}", str(error)))
         else:
-            found[entry["id"]] = entry
-    return found
+            warps.append(warped)
+            reading.samples.append(pair)
+    reading.images += warps
+
+    regions = _regions(images, categories, annotations, reading.problems)
+    for category in sorted(categories):
+        reading.samples += _episodes(categories[category]["name"], split, regions[category], names)
 
 
 def _regions(
-    images: dict[int, dict[str, Any]],
-    categories: dict[int, dict[str, Any]],
-    annotations: dict[int, dict[str, Any]],
+    images: Entries,
+    categories: Entries,
+    annotations: Entries,
     problems: list[Problem],
 ) -> dict[int, dict[int, tuple[Mask, Mask | None]]]:
     """{category: {image: (mask of its instances, its crowds)}} where the instances cover enough and none is unsound."""
@@ -113,7 +114,7 @@ def _regions(
             problems.append(Problem(f"annotation {key}", f"there is no category {category}"))
         else:
             try:
-                mask = _mask(annotation.get("segmentation"), images[image]["width"], images[image]["height"])
+                mask = region(annotation.get("segmentation"), images[image]["width"], images[image]["height"])
             except ValueError as error:
                 problems.append(Problem(f"annotation {key} of {images[image]['file_name']}", str(error)))
                 spoiled.add(where)
@@ -127,19 +128,6 @@ def _regions(
             crowd = masks.minus(masks.union(crowds[where]), mask) if where in crowds else None
             regions[where[0]][where[1]] = mask, crowd
     return regions
-
-
-def _mask(segmentation: Any, width: int, height: int) -> Mask:
-    """An instance's polygons, or run lengths, as a mask; ValueError where they are unsound."""
-    if isinstance(segmentation, dict) and segmentation.keys() >= {"size", "counts"}:
-        return masks.from_rle(segmentation, width, height)
-    if isinstance(segmentation, list) and all(_is_numbers(polygon) for polygon in segmentation):
-        return masks.from_polygons(segmentation, width, height)
-    raise ValueError("its segmentation is neither polygons nor run lengths")
-
-
-def _is_numbers(polygon: Any) -> bool:
-    return isinstance(polygon, list) and all(isinstance(value, int | float) for value in polygon)
 
 
 def _episodes(
