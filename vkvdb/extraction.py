@@ -93,6 +93,7 @@ class Source:
         self.seconds = 0.0
         self._job = job
         self._home = home
+        self._store = store
         self._stored = store.open_capture(self.spec.id)
         self._model: Model | None = None
 
@@ -144,6 +145,13 @@ class Source:
             for row, (grid, tokens) in zip(rows, read, strict=True)
         ]
 
+    def publish_token_map(self) -> None:
+        """Publish, once for a capture, what each position of its images is; not for models without a sequence."""
+        found = find_model(self._job, self._home)
+        if hasattr(found.code, "token_map") and not self._store.has_token_map(self.spec.id):
+            columns = token_rows(found, self.spec, self.rows)
+            self._store.write_token_map(self.spec.id, columns, {"spec": to_json(self.spec)})
+
     def facts(self) -> dict[str, Any]:
         """What this run did, for the job's manifest."""
         images = self.captured * self.spec.block
@@ -178,6 +186,7 @@ def load_options(job: Job) -> LoadOptions:
         prefix=c.prefix,
         square=c.square,
         view=c.view,
+        interventions=c.interventions,
         device=p.device,
         device_map=p.device_map,
     )
@@ -226,6 +235,25 @@ def bytes_per_image(
         checkpoint.code.cells(config, processor, r.width, r.height, capture.square, view=capture.view) for r in rows
     ]
     return round(sum(s.heads * s.dim for s in shapes) * width * sum(cells) / max(1, len(cells)))
+
+
+def token_rows(checkpoint: Checkpoint, capture: CaptureSpec, rows: Iterable[ImageRow]) -> dict[str, list[Any]]:
+    """The token map as columns: for every size of the images, a row for each position of an image in the prompt.
+
+    These are the positions that a capture's view is read among: without tiles, unless it is of the tiles.
+    """
+    code: Any = checkpoint.code
+    config, processor = checkpoint.config, checkpoint.processor
+    names = ("width", "height", "place", "kind", "view", "tile", "row", "col", "left", "top", "right", "bottom")
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    for width, height in sorted({(row.width, row.height) for row in rows}):
+        told = code.token_map(config, processor, width, height, square=capture.square, whole=capture.view != "base")
+        for place, token in enumerate(told.tokens()):
+            box = token.box or (None, None, None, None)
+            row = (width, height, place, token.kind, token.view, token.tile, token.row, token.col, *box)
+            for name, value in zip(names, row, strict=True):
+                columns[name].append(value)
+    return columns
 
 
 class Extraction:
@@ -282,7 +310,8 @@ class Extraction:
         self._store.write_capture(self._capture, shard, images, grids, tokens, facts)
 
     def finish(self) -> dict[str, Any]:
-        """Facts for the job's manifest."""
+        """Publish the token map; facts for the job's manifest."""
+        self.source.publish_token_map()
         shards = self._store.capture_shards(self._capture)
         return {
             "n": self.total,

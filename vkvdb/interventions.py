@@ -166,14 +166,15 @@ def _group(text: str) -> str:
 
 @contextmanager
 def applied(
-    decoder: nn.Module, interventions: Iterable[Intervention | str], groups: Sequence[TokenGroups]
+    decoder: nn.Module, interventions: Iterable[Intervention | str], groups: Sequence[TokenGroups], *, note: str = ""
 ) -> Iterator[None]:
     """Run a decoder under interventions; one entry of `groups` for each row of the batch.
 
     One context stands around a prefill and all of its steps. Passes may come with or without a cache, whole or in
     pieces: a token's position is its place in the pass, after what the cache held before. However the context is left,
     every hook is gone. Raises MaskIgnored, and BadIntervention for a group, layer, head or source that is not there and
-    for an intervention that changed nothing by the end (a layer that was never reached, say).
+    for an intervention that changed nothing by the end (a layer that was never reached, say): then `note` tells what of
+    a prompt is run here at all.
     """
     chosen = [parse(i) if isinstance(i, str) else i for i in interventions]
     run = _Run(decoder, groups)
@@ -183,7 +184,7 @@ def applied(
     for one in chosen:
         if one not in run.acted:
             why = "it changed nothing: none of its tokens or edges came up, or its layers were not reached"
-            raise BadIntervention(text=one, why=why)
+            raise BadIntervention(text=one, why=f"{why}; {note}" if note else why)
 
 
 class _Tap:

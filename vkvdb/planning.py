@@ -58,6 +58,7 @@ class Choices:
     dtype: str | None = None
     quantisation: str | None = None
     attention: str = "sdpa"
+    interventions: tuple[str, ...] = ()
     block: int = 8
     limit: int | None = None
     seed: int = 0
@@ -149,7 +150,7 @@ def score_jobs(
         own = choices if name == model or _same_code(found, checkpoint) else _for_encoder(choices)
         shapes = wanted_sites(found.sites(), own.layers, own.parts or Score.parts)
         spec = Score(
-            capture=_capture(found, manifest, own, selection),
+            capture=_capture(found, manifest, own, selection, shapes),
             task=task,
             task_version=made.version,
             parameters=changed(made),
@@ -177,7 +178,7 @@ def extract_job(home: Home, store: Store, *, model: str, dataset: str, choices: 
     shapes = wanted_sites(found.sites(), choices.layers, parts)
     limit = None if chosen is None else choices.limit
     spec = Extract(
-        capture=_capture(found, manifest, choices, selection),
+        capture=_capture(found, manifest, choices, selection, shapes),
         layers=_all_or(choices.layers, found),
         parts=parts,
         seed=choices.seed if limit else 0,
@@ -193,8 +194,9 @@ def _same_code(found: Checkpoint, asked: Checkpoint) -> bool:
 
 
 def _for_encoder(choices: Choices) -> Choices:
-    """What another model is read with: all its layers, its own type, no prefix and its own square."""
-    return replace(choices, layers=None, prefix="", square=None, view="base", dtype=None, quantisation=None)
+    """What another model is read with: all its layers, its own type, no prefix and its own square, unchanged."""
+    own: dict[str, Any] = {"prefix": "", "square": None, "view": "base", "interventions": ()}
+    return replace(choices, layers=None, dtype=None, quantisation=None, **own)
 
 
 def _all_or(layers: tuple[int, ...] | None, found: Checkpoint) -> tuple[int, ...] | None:
@@ -206,7 +208,14 @@ def _all_or(layers: tuple[int, ...] | None, found: Checkpoint) -> tuple[int, ...
     return None if set(layers) >= there else layers
 
 
-def _capture(found: Checkpoint, manifest: Mapping[str, Any], choices: Choices, selection: str) -> CaptureSpec:
+def _capture(
+    found: Checkpoint,
+    manifest: Mapping[str, Any],
+    choices: Choices,
+    selection: str,
+    shapes: Sequence[SiteShape] | None = None,
+) -> CaptureSpec:
+    """What is read how; `shapes` are the sites that the job reads, all that the model has unless told."""
     if choices.block < 1:
         raise BadOption(option="--block", value=choices.block, why="at least one image is expected")
     if choices.view not in found.code.views:
@@ -220,9 +229,18 @@ def _capture(found: Checkpoint, manifest: Mapping[str, Any], choices: Choices, s
         dtype=None if choices.dtype == found.dtype else choices.dtype,
         quantisation=choices.quantisation,
         attention=choices.attention,
+        interventions=_interventions(found, choices, found.sites() if shapes is None else shapes),
         block=choices.block,
         selection=selection,
     )
+
+
+def _interventions(found: Checkpoint, choices: Choices, shapes: Sequence[SiteShape]) -> tuple[str, ...]:
+    if not choices.interventions:
+        return ()
+    from vkvdb.models._changes import fitting
+
+    return fitting(choices.interventions, found, shapes, view=choices.view)
 
 
 def _provenance(found: Checkpoint, dataset: str, choices: Choices, of: int) -> Provenance:

@@ -148,7 +148,7 @@ jobs = Table(
     _key("job", BigInteger, "number of the job"),
     _col("id", String, "id: hash of the specification; people type the first 8 hex digits"),
     _col("edition", Integer, "how often it had been done before (vkvdb score --again)"),
-    _col("kind", String, "extract or score"),
+    _col("kind", String, "extract, score, ask or calibrate"),
     _col("capture", String, "id of the capture: hash of the specification without sites and task"),
     _col("model", BigInteger, "number of the model"),
     _col("model_name", String, "name of the model"),

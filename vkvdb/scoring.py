@@ -219,14 +219,15 @@ class Scoring:
         captures_by_name = {}
         for name in needs.images:
             block, index = self._where[name]
-            captures_by_name[name] = _on_device(held[block][index], device)
+            captures_by_name[name] = on_device(held[block][index], device)
         for words in needs.texts:
             if words not in self._texts:
                 self._texts[words] = self.source.model.text(words, self.source.sites)
         return captures_by_name, {words: self._texts[words] for words in needs.texts}
 
     def finish(self) -> dict[str, Any]:
-        """Facts for the job's manifest."""
+        """Publish the token map; facts for the job's manifest."""
+        self.source.publish_token_map()
         shards = self.store.score_shards(self.job.id, self.job.edition)
         return {
             "n": self.total,
@@ -257,7 +258,7 @@ def plan_images(
     return image_list(rows, needed)
 
 
-def _on_device(capture: Capture, device: str) -> Capture:
+def on_device(capture: Capture, device: str) -> Capture:
     """The capture where the arithmetic is done: on the GPU where there is one, or on what was asked for."""
     import torch
 

@@ -3,6 +3,7 @@
 datasets/HASH/   images.parquet, samples.parquet, manifest.json
 models/HASH.json
 captures/CAPTURE/   see `vkvdb.captures`
+tokens/CAPTURE.parquet, CAPTURE.json   the token map of a capture's images
 scores/JOB/EDITION/NNNN.parquet, NNNN.json   a shard and its manifest
 jobs/JOB/EDITION.json   published last: a job is done when it is there
 """
@@ -16,6 +17,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vkvdb import layouts
 from vkvdb.errors import DamagedStore, OldVersion
 from vkvdb.publishing import Write, private_files, publish, sha256, sweep
 from vkvdb.samples import Sample, sample_from_json, sample_to_json
@@ -190,7 +192,7 @@ class Store:
                     "images": [[number[name] for name in s.images()] for s in samples],
                     "body": [json.dumps(sample_to_json(s), sort_keys=True, ensure_ascii=False) for s in samples],
                 },
-                _samples_schema,
+                layouts.samples,
             ),
         }
         facts = {"kind": "dataset", "hash": dataset, **facts}
@@ -237,7 +239,7 @@ class Store:
             "rows": len(next(iter(columns.values()))),
             **facts,
         }
-        self.publish_with_manifest({data: _table_writer(columns, _ROWS[kind])}, final, body)
+        self.publish_with_manifest({data: _table_writer(columns, layouts.ROWS[kind])}, final, body)
         return self._shard(final)
 
     def score_shards(self, job: str, edition: int) -> dict[int, Manifest]:
@@ -258,7 +260,7 @@ class Store:
 
         shards = self.row_shards(kind, job, edition)
         tables = [_read(self.root / shards[n]["file"]) for n in sorted(shards)]
-        return pa.concat_tables([_ROWS[kind]().empty_table(), *tables]).unify_dictionaries().combine_chunks()
+        return pa.concat_tables([layouts.ROWS[kind]().empty_table(), *tables]).unify_dictionaries().combine_chunks()
 
     def _rows(self, kind: str, job: str, edition: int) -> Path:
         return self.root / kind / job / str(edition)
@@ -299,6 +301,28 @@ class Store:
         stored = self._captures.setdefault(capture, StoredCapture(self.root / "captures" / capture))
         stored.refresh(self.read_json)
         return stored
+
+    # --- token maps ---
+
+    def has_token_map(self, capture: str) -> bool:
+        """Whether the token map of a capture is published."""
+        return self._token_map(capture).is_file()
+
+    def write_token_map(self, capture: str, columns: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+        """Publish the token map of a capture's images, a row a position of an image of each size.
+
+        `columns` are those of the catalog's table `tokens`, but for the capture, of equal lengths. False when it is
+        there. Raises StoreFailed.
+        """
+        final = self._token_map(capture)
+        sizes = {*zip(columns["width"], columns["height"], strict=True)}
+        body = {"kind": "token_map", "capture": capture, "sizes": len(sizes), "rows": len(columns["place"]), **facts}
+        return self.publish_with_manifest(
+            {final.with_suffix(".parquet"): _table_writer(columns, layouts.tokens)}, final, body
+        )
+
+    def _token_map(self, capture: str) -> Path:
+        return self.root / "tokens" / f"{capture}.json"
 
     def verify(self) -> Iterator[str]:
         """What is wrong with the store, a line each: a file that is missing, changed or unaccounted for."""
@@ -363,44 +387,3 @@ def _images_schema() -> pa.Schema:
     narrow, long = ("image", "width", "height"), ("bytes",)
     kinds = {**dict.fromkeys(narrow, pa.int32()), **dict.fromkeys(long, pa.int64())}
     return pa.schema([(f.name, kinds.get(f.name, pa.string())) for f in fields(ImageRow)])
-
-
-def _samples_schema() -> pa.Schema:
-    import pyarrow as pa
-
-    text = [(name, pa.string()) for name in ("id", "kind", "group", "cluster")]
-    return pa.schema([("sample", pa.int32()), *text, ("images", pa.list_(pa.int32())), ("body", pa.string())])
-
-
-def _scores_schema() -> pa.Schema:
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            ("sample", pa.int32()),
-            ("site", pa.int16()),
-            ("head", pa.int8()),
-            ("metric", pa.dictionary(pa.int8(), pa.string())),
-            ("value", pa.float32()),
-            ("weight", pa.float32()),
-        ]
-    )
-
-
-def _answers_schema() -> pa.Schema:
-    import pyarrow as pa
-
-    numbers = {name: pa.int16() for name in ("variant", "choice", "likeliest", "answer")}
-    others = {"sample": pa.int32(), "likelihoods": pa.list_(pa.float64()), "correct": pa.bool_()}
-    text = {name: pa.string() for name in ("prompt", "prompt_id", "raw")}
-    return pa.schema({**others, **numbers, **text}.items())
-
-
-def _key_variance_schema() -> pa.Schema:
-    import pyarrow as pa
-
-    whole = {"site": pa.int16(), "head": pa.int8(), "half": pa.int8(), "unbiased": pa.bool_(), "n": pa.int32()}
-    return pa.schema([*whole.items(), ("value", pa.float64())])
-
-
-_ROWS = {"scores": _scores_schema, "answers": _answers_schema, "key_variance": _key_variance_schema}

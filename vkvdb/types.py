@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from vkvdb.samples import Sample
+from vkvdb.samples import Point, Sample
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -240,6 +240,35 @@ class Task(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Panel:
+    """One image of a picture, and what is drawn over it, in pixels of the image.
+
+    `points` are what was asked for or found, `right` says which of them are right (empty where none is judged), and
+    `true_points` where they should be. `found` and `truth` are masks (height, width), bool arrays, one an object; None
+    for an object that is not there.
+    """
+
+    image: str
+    title: str
+    points: Sequence[Point] = ()
+    right: Sequence[bool] = ()
+    true_points: Sequence[Point] = ()
+    found: Sequence[Any] = ()
+    truth: Sequence[Any] = ()
+
+
+@runtime_checkable
+class Pictured(Task, Protocol):
+    """A task that can also show what it reads."""
+
+    def picture(
+        self, sample: Any, captures: Mapping[str, Capture], texts: Mapping[str, Mapping[Site, torch.Tensor]]
+    ) -> Sequence[Panel]:
+        """What is read of a sample at one site and head: the captures have no other site, and one head."""
+        ...
+
+
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
@@ -279,6 +308,7 @@ class LoadOptions:
     prefix: str = ""
     square: int | None = None
     view: str = "base"
+    interventions: tuple[str, ...] = ()
     device: str = "auto"
     device_map: str = ""
 

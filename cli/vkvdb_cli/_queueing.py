@@ -28,6 +28,13 @@ _OPTIONS = (
     click.option(
         "--view", default="base", show_default=True, help="base, or tiles where a model cuts images into them."
     ),
+    click.option(
+        "--intervene",
+        "interventions",
+        multiple=True,
+        metavar="TEXT",
+        help="Change the decoder: knockout:image->image@3:h0 or replace:base=zero@input; may be repeated.",
+    ),
     click.option("--dtype", help="float32, float16 or bfloat16; the checkpoint's own unless told."),
     click.option("--attention", default="sdpa", show_default=True, help="The attention implementation."),
     click.option("--quantisation", type=click.Choice(["4bit", "8bit"]), help="Load with bitsandbytes."),
@@ -61,6 +68,7 @@ def choices(options: dict[str, Any]) -> Choices:
         dtype=options["dtype"],
         quantisation=options["quantisation"],
         attention=options["attention"],
+        interventions=_interventions(options["interventions"]),
         block=options["block"],
         limit=options["limit"],
         seed=options["seed"],
@@ -69,6 +77,15 @@ def choices(options: dict[str, Any]) -> Choices:
         cache_gb=options.get("cache_gb", 8.0),
         again=options["again"],
     )
+
+
+def _interventions(texts: Sequence[str]) -> tuple[str, ...]:
+    """Interventions in their one form. Raises BadIntervention."""
+    if not texts:
+        return ()
+    from vkvdb.interventions import canonical
+
+    return canonical(texts)
 
 
 def ensure_made(home: Home, store: Store, dataset: str) -> None:
@@ -83,12 +100,11 @@ def ensure_made(home: Home, store: Store, dataset: str) -> None:
 
 def describe(planned: Planned) -> str:
     """A job in a line: what, of which model, on what, how much of it."""
-    from vkvdb.jobs import Score
+    from vkvdb.jobs import to_json
+    from vkvdb_cli._jobs import what
 
-    spec = planned.job.spec
-    what = spec.task if isinstance(spec, Score) else spec.kind
     size = str(planned.n) if planned.n == planned.of else f"{planned.n} of {planned.of}"
-    return f"{what}  {planned.checkpoint.name}  {planned.dataset}  n={size}"
+    return f"{what(to_json(planned.job.spec))}  {planned.checkpoint.name}  {planned.dataset}  n={size}"
 
 
 def queue(home: Home, store: Store, planned: Sequence[Planned], now: bool) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vkvdb.types import Model, Site, Stacks, TokenGrid
 
@@ -34,3 +34,9 @@ class Blank:
     def text(self, words: str, sites: Sequence[Site]) -> dict[Site, torch.Tensor]:
         """The words are not blanked."""
         return self.model.text(words, sites)
+
+    def key_bias(self, layer: int) -> torch.Tensor | None:
+        """The model's own."""
+        model: Any = self.model
+        bias: torch.Tensor | None = model.key_bias(layer)
+        return bias

@@ -4,13 +4,13 @@ A `Cache` of ours is handed to the decoder. It receives each layer's keys and va
 the wanted layers and lets the rest go: no attention is re-implemented and no module is replaced. Since attention is
 causal, only the prefix up to the image's end is run, without the language-model head, and no deeper than the last
 wanted layer. Tower, projector, hidden states and the rotation's cos and sin are read by forward hooks, which are
-removed after each block.
+removed after each block. Under interventions, what is read is what the changed model computes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,13 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from vkvdb.errors import NotFinite, NothingCaptured
+from vkvdb.interventions import Intervention, TokenGroups, applied
 from vkvdb.types import Site, SiteShape, Stacks, TokenGrid, TokenStack, group_sites
+
+NO_DEEPER = (
+    "a capture runs the prompt up to its image's end, and no deeper than the last layer that is read, whose keys and "
+    "values come before its attention"
+)
 
 
 class _Deep(Exception):
@@ -77,7 +83,8 @@ class Block:
     """One forward pass: the model's inputs, and for each image its row in the batch and its grid.
 
     `rows[i]` is the batch row of image i, `grids[i].positions` its tokens there, and `tower[i]` its cells among the
-    tower's. `settings` stand in the model's configuration while the block is run.
+    tower's. `settings` stand in the model's configuration while the block is run. `groups` has the token groups of each
+    batch row, where there are interventions.
     """
 
     inputs: dict[str, Any]
@@ -85,6 +92,7 @@ class Block:
     grids: tuple[TokenGrid, ...]
     tower: tuple[Gather, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    groups: tuple[TokenGroups, ...] = ()
 
 
 def plain_rotation(out: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,7 +149,7 @@ class Parts:
         return rotary
 
 
-class _Sink:
+class Sink:
     """Where one block's tokens gather: for each stack a tensor (images, sites, heads, cells, dim)."""
 
     def __init__(self, block: Block, shapes: Sequence[SiteShape], dtype: torch.dtype) -> None:
@@ -149,6 +157,7 @@ class _Sink:
         self.groups = group_sites(shapes)
         self.place = {s.site: (g, i) for g, group in enumerate(self.groups) for i, s in enumerate(group)}
         self.filled: set[Site] = set()
+        self.turned: list[tuple[torch.Tensor, torch.Tensor]] = []  # (cos, sin) of the pass
         self.positions = [torch.tensor(grid.positions) for grid in block.grids]
         self.tokens = [
             [
@@ -168,6 +177,16 @@ class _Sink:
         self.tokens[image][group][index].copy_(tokens)
         self.filled.add(site)
 
+    def keys_values(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Pick the image positions of a layer's keys and values (batch, heads, positions, dim)."""
+        if site := self.wants("decoder", layer, "key"):
+            self.sequence(site, keys)
+        if site := self.wants("decoder", layer, "value"):
+            self.sequence(site, values)
+        if site := self.wants("decoder", layer, "key_unrotated"):
+            cos, sin = self.turned[-1]
+            self.sequence(site, unrotate(keys, cos[:, None], sin[:, None]))
+
     def sequence(self, site: Site, states: torch.Tensor) -> None:
         """Pick the image positions of states (batch, heads, positions, dim)."""
         for image, (row, positions) in enumerate(zip(self.block.rows, self.positions, strict=True)):
@@ -186,6 +205,15 @@ class _Sink:
             for group, tokens in zip(self.groups, self.tokens[image], strict=True)
         )
 
+    def read(self, name: str) -> list[tuple[TokenGrid, Stacks]]:
+        """What was read of each image. Raises NothingCaptured and NotFinite, naming the model `name`."""
+        if missing := sorted(set(self.place) - self.filled):
+            raise NothingCaptured(model=name, site=missing[0])
+        found = [(grid, self.stacks(i)) for i, grid in enumerate(self.block.grids)]
+        for image, (_, stacks) in enumerate(found):
+            check_finite(stacks, name, image)
+        return found
+
 
 def unrotate(keys: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Keys before rotation. `keys` (..., positions, dim), `cos` and `sin` (positions, dim) as the layer itself used
@@ -201,33 +229,40 @@ def unrotate(keys: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
 
 @torch.inference_mode()
-def read_block(parts: Parts, block: Block, shapes: Sequence[SiteShape], *, name: str) -> list[tuple[TokenGrid, Stacks]]:
-    """Run one block and read `shapes` of it. Raises NothingCaptured and NotFinite, naming the model `name`."""
-    dtype = next(parts.decoder.parameters()).dtype
-    sink = _Sink(block, shapes, dtype)
+def read_block(
+    parts: Parts, block: Block, shapes: Sequence[SiteShape], *, name: str, interventions: Sequence[Intervention] = ()
+) -> list[tuple[TokenGrid, Stacks]]:
+    """Run one block, perhaps under interventions, and read `shapes` of it.
+
+    Raises NothingCaptured and NotFinite, naming the model `name`, and what `applied` raises.
+    """
     last, hidden_last = _depth(s.site for s in shapes)
-    turned: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def keys_values(layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        if site := sink.wants("decoder", layer, "key"):
-            sink.sequence(site, keys)
-        if site := sink.wants("decoder", layer, "value"):
-            sink.sequence(site, values)
-        if site := sink.wants("decoder", layer, "key_unrotated"):
-            cos, sin = turned[-1]
-            sink.sequence(site, unrotate(keys, cos[:, None], sin[:, None]))
-
     with ExitStack() as undo:
-        _after(undo, parts.rotary, lambda _m, _i, out: turned.append(parts.rotation(out)))
-        _watch(undo, parts, sink)
+        if interventions:
+            # First, since hooks are called in this order: what is read is what comes out changed.
+            undo.enter_context(applied(parts.decoder, interventions, block.groups, note=NO_DEEPER))
+        sink = undo.enter_context(watched(parts, block, shapes))
         if hidden_last is not None:
             _after(undo, parts.layers[hidden_last], _stop)
+        with suppress(_Deep):
+            parts.body(**block.inputs, past_key_values=ReadingCache(sink.keys_values, last=last), use_cache=True)
+    return sink.read(name)
+
+
+@contextmanager
+def watched(parts: Parts, block: Block, shapes: Sequence[SiteShape]) -> Iterator[Sink]:
+    """Read `shapes` in a pass over a block that is run inside; its cache hands the sink keys and values.
+
+    The block's settings stand in the model's configuration meanwhile.
+    """
+    sink = Sink(block, shapes, next(parts.decoder.parameters()).dtype)
+    with ExitStack() as undo:
+        _after(undo, parts.rotary, lambda _m, _i, out: sink.turned.append(parts.rotation(out)))
+        _watch(undo, parts, sink)
         for setting, value in block.settings.items():
             undo.callback(setattr, parts.body.config, setting, getattr(parts.body.config, setting))
             setattr(parts.body.config, setting, value)
-        with suppress(_Deep):
-            parts.body(**block.inputs, past_key_values=ReadingCache(keys_values, last=last), use_cache=True)
-    return _checked(sink, block, name)
+        yield sink
 
 
 def _after(undo: ExitStack, module: nn.Module, function: Callable[..., None]) -> None:
@@ -235,7 +270,7 @@ def _after(undo: ExitStack, module: nn.Module, function: Callable[..., None]) ->
     undo.callback(module.register_forward_hook(function).remove)
 
 
-def _watch(undo: ExitStack, parts: Parts, sink: _Sink) -> None:
+def _watch(undo: ExitStack, parts: Parts, sink: Sink) -> None:
     """Read the sites that do not pass through the cache: tower, projector and hidden states."""
     if tower := sink.wants("encoder", parts.tower_layer, "hidden"):
         # What the projector is given is the tower's output as this family selects it (layer, class token dropped).
@@ -272,16 +307,6 @@ def _depth(sites: Iterable[Site]) -> tuple[int | None, int | None]:
     cached = max((s.layer for s in decoder if s.part != "hidden"), default=-1)
     hidden = max((s.layer for s in decoder if s.part == "hidden"), default=-1)
     return (None, hidden) if hidden >= max(cached, 0) else (max(cached, 0), None)
-
-
-def _checked(sink: _Sink, block: Block, name: str) -> list[tuple[TokenGrid, Stacks]]:
-    missing = sorted(set(sink.place) - sink.filled)
-    if missing:
-        raise NothingCaptured(model=name, site=missing[0])
-    read = [(grid, sink.stacks(i)) for i, grid in enumerate(block.grids)]
-    for image, (_, stacks) in enumerate(read):
-        check_finite(stacks, name, image)
-    return read
 
 
 def check_finite(stacks: Stacks, name: str, image: int) -> None:

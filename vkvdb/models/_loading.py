@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -40,13 +40,23 @@ def exact_arithmetic() -> None:
 
 
 def refuse_prompts(checkpoint: Checkpoint, options: LoadOptions) -> None:
-    """Raises BadOption for what a stand-alone encoder has no use for: a text prefix, another view than the base."""
+    """Raises BadOption for what a stand-alone encoder has no use for: a prefix, another view than the base, a change
+    to a decoder.
+    """
     if options.prefix:
         raise BadOption(
             option="--prefix", value=options.prefix, why=f"{checkpoint.family} reads no text before an image"
         )
     if options.view != "base":
         raise BadOption(option="--view", value=options.view, why=f"{checkpoint.family} has the view base")
+    refuse_interventions(checkpoint.family, options.interventions)
+
+
+def refuse_interventions(family: str, interventions: Sequence[str]) -> None:
+    """Raises BadOption where there are any: what they change is a decoder."""
+    if interventions:
+        why = f"{family} has no decoder to change"
+        raise BadOption(option="--intervene", value=interventions[0], why=why)
 
 
 def load_weights(checkpoint: Checkpoint, options: LoadOptions, auto: Any, decoder: Callable[[Any], Any] | None) -> Any:

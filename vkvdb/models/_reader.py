@@ -10,8 +10,10 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from vkvdb.errors import BadCheckpoint, BadOption
+from vkvdb.interventions import parse
 from vkvdb.models import _loading
 from vkvdb.models._capture import Block, read_block, read_text
+from vkvdb.models._changes import groups_of
 from vkvdb.models._prompt import Chat
 from vkvdb.models._token_map import BASE, TokenMap
 from vkvdb.types import LoadOptions, Site, Stacks, TokenGrid
@@ -43,6 +45,7 @@ class Reader:
         self.family = family
         self.name = checkpoint.name
         self.options = options
+        self.interventions = [parse(text) for text in options.interventions]
         self.config = checkpoint.config
         self.processor = checkpoint.processor
         self.shapes = {s.site: s for s in checkpoint.sites()}
@@ -66,39 +69,55 @@ class Reader:
 
     def read(self, block: Block, sites: Sequence[Site]) -> list[tuple[TokenGrid, Stacks]]:
         """Read the images of a block."""
-        return read_block(self.parts, block, [self.shapes[s] for s in sites], name=self.name)
+        shapes = [self.shapes[s] for s in sites]
+        return read_block(self.parts, block, shapes, name=self.name, interventions=self.interventions)
 
     def text(self, words: str, sites: Sequence[Site]) -> dict[Site, torch.Tensor]:
-        """The chat header, no image, the words; the tower has no text side, so its site is left out."""
+        """The chat header, no image, the words; the tower has no text side, so its site is left out.
+
+        Interventions are left out as well: they change what becomes of an image, and words alone stay the yardstick
+        that changed tokens are held against.
+        """
         ids = self.chat.ids(self.chat.header + words)
         embeddings = self.model.get_input_embeddings()(torch.tensor([ids], device=self.device))
         return read_text(self.parts, embeddings, sites)
+
+    def key_bias(self, layer: int) -> torch.Tensor | None:
+        """The bias that a decoder layer's keys begin with, before rotation, (heads, dim); None where it has none."""
+        bias: torch.Tensor | None = self.parts.layers[layer].get_submodule("self_attn.k_proj").bias
+        shape = self.shapes[Site("decoder", layer, "key_unrotated")]
+        return None if bias is None else bias.unflatten(0, (shape.heads, shape.dim))
 
     # --- blocks ---
 
     def block(self, images: Sequence[PIL.Image.Image], view: str | None = None) -> Block:
         """One forward pass over images alone in their prompts, and no further than they go."""
         view = view or self.options.view
-        return self.prompts([Prompt(self.beginning, (i,)) for i in images], view=view, whole=view != BASE)
+        prompts = [Prompt(self.beginning, (i,)) for i in images]
+        return self.prompts(prompts, view=view, whole=view != BASE, ended=False)
 
-    def prompts(self, prompts: Sequence[Prompt], *, view: str = BASE, whole: bool = True) -> Block:
+    def prompts(self, prompts: Sequence[Prompt], *, view: str = BASE, whole: bool = True, ended: bool = True) -> Block:
         """One forward pass over prompts of one to several images; the grids are those of all images, in order.
 
         `whole` shows the model all that its processor makes of an image, as a person would run it; without, tiles are
-        left away. Shorter prompts are padded at their right, where causal attention never looks back from.
+        left away. Shorter prompts are padded at their right, where causal attention never looks back from. `ended` is
+        whether the prompts' last tokens are there, which interventions call `last`.
         """
         shown = [[self.squared(image) for image in prompt.images] for prompt in prompts]
         maps = [[self.map_of(i, alone=len(p.images) == 1, whole=whole) for i in p.images] for p in prompts]
         ids = [self.chat.ids(p.text, [m.count for m in each]) for p, each in zip(prompts, maps, strict=True)]
         seen = self.family.inputs(self, shown, view, whole=whole)
         inputs = {**self._padded(ids), **{name: self._placed(value) for name, value in seen.pixels.items()}}
-        grids, rows = [], []
+        grids, rows, groups = [], [], []
         for row, (line, each) in enumerate(zip(ids, maps, strict=True)):
-            for start, tokens in zip(self._starts(line, each), each, strict=True):
+            starts = self._starts(line, each)
+            for start, tokens in zip(starts, each, strict=True):
                 grids.append(tokens.grid(view, start))
                 rows.append(row)
+            if self.interventions:
+                groups.append(groups_of(len(line), each, starts, ended=ended))
         inputs |= self.family.position_inputs(self, inputs)
-        return Block(inputs, tuple(rows), tuple(grids), seen.tower, seen.settings)
+        return Block(inputs, tuple(rows), tuple(grids), seen.tower, seen.settings, tuple(groups))
 
     def map_of(self, image: PIL.Image.Image, *, alone: bool = True, whole: bool = True) -> TokenMap:
         """The token map of an image as this reader shows it."""

@@ -118,6 +118,15 @@ class TokenMap:
             if panel.newlines == "end":
                 yield ImageToken("newline", panel.view, -1, len(panel.y) - 1, len(panel.x), None)
 
+    def groups(self, start: int = 0) -> dict[str, list[int]]:
+        """Positions by the name of their group, of an image that begins at `start`: the cells of each view (those of
+        padding too), and `newline`. Only groups that are not empty.
+        """
+        found: dict[str, list[int]] = {}
+        for position, token in enumerate(self.tokens(), start):
+            found.setdefault("newline" if token.kind == "newline" else token.view, []).append(position)
+        return found
+
     def scaled_to(self, width: int, height: int) -> TokenMap:
         """The map of an image that was stretched to this map's size before the model saw it (`--square`)."""
         x, y = width / self.width, height / self.height

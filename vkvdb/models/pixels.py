@@ -60,6 +60,9 @@ class Reader:
             raise BadOption(option="--square", value=options.square, why=f"a cell is {CELL} pixels")
         if options.prefix:
             raise BadOption(option="--prefix", value=options.prefix, why="pixels read no text")
+        if options.interventions:
+            why = "pixels have no decoder to change"
+            raise BadOption(option="--intervene", value=options.interventions[0], why=why)
 
     def capture(self, images: Sequence[PIL.Image.Image], sites: Sequence[Site]) -> list[tuple[TokenGrid, Stacks]]:
         import numpy as np
