@@ -125,8 +125,8 @@ def test_shifted_span(small: Any, monkeypatch: pytest.MonkeyPatch, family: str) 
 
 @pytest.mark.parametrize("family", list(tiny.VLMS))
 def test_swapped_heads(small: Any, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
-    sequence = _capture._Sink.sequence
-    monkeypatch.setattr(_capture._Sink, "sequence", lambda self, site, states: sequence(self, site, states.flip(1)))
+    sequence = _capture.Sink.sequence
+    monkeypatch.setattr(_capture.Sink, "sequence", lambda self, site, states: sequence(self, site, states.flip(1)))
     assert {"keys = k_proj, rotated", "values = v_proj", "text after = without"} <= failed(small(family))
 
 

@@ -4,6 +4,12 @@
 CREATE OR REPLACE MACRO t975(df) AS
     1.959964 + 2.372271 / df + 2.822501 / df ** 2 + 2.555852 / df ** 3 + 1.589536 / df ** 4;
 
+-- The 95 % interval of a share, k of n (Wilson's); NULL where n is 0.
+CREATE OR REPLACE MACRO wilson_low(k, n) AS
+    (k + 1.920729 - 1.959964 * sqrt(k * (n - k) / nullif(n, 0) + 0.960365)) / (nullif(n, 0) + 3.841459);
+CREATE OR REPLACE MACRO wilson_high(k, n) AS
+    (k + 1.920729 + 1.959964 * sqrt(k * (n - k) / nullif(n, 0) + 0.960365)) / (nullif(n, 0) + 3.841459);
+
 -- A sum that is the same in whatever order DuckDB's threads add: in fixed point, with 60 binary digits after the point.
 CREATE OR REPLACE MACRO exact_sum(x) AS sum((x * 2.0 ** 60)::HUGEINT) / 2.0 ** 60;
 
@@ -85,6 +91,51 @@ FROM means
     JOIN summaries ON summaries.job = means.job AND summaries.site = wins.site AND summaries.head = wins.head
         AND summaries.metric = means.metric AND summaries.grp = '';
 
+-- Accuracy as if a group's questions were independent of one another; the interval is Wilson's.
+CREATE OR REPLACE VIEW answers_by_group AS
+WITH labelled AS (
+    SELECT
+        answers.job, samples.grp, answers.variant AS swap, answers.correct, answers.answer, answers.likeliest,
+        samples.body->>'$.answer' AS words,
+        coalesce(answers.choice = straight.choice, false) AS agrees, answers.likeliest = straight.likeliest AS likeliest_agrees
+    FROM answers
+        JOIN jobs USING (job)
+        JOIN samples ON samples.dataset = jobs.dataset AND samples.sample = answers.sample
+        JOIN answers AS straight
+            ON straight.job = answers.job AND straight.sample = answers.sample AND straight.variant = 0
+),
+constants AS (
+    SELECT job, grp, swap, answer::VARCHAR AS given, count(*) AS times FROM labelled WHERE answer IS NOT NULL GROUP BY ALL
+    UNION ALL
+    SELECT job, grp, swap, words AS given, count(*) AS times FROM labelled GROUP BY ALL
+),
+priors AS (SELECT job, grp, swap, max(times) AS most FROM constants GROUP BY ALL),
+counted AS (
+    SELECT
+        job, grp, swap, count(*) AS n, count(*) - count(correct) AS n_unread,
+        avg(coalesce(correct, false)::INTEGER) AS accuracy,
+        avg((likeliest = answer)::INTEGER) AS by_likelihood,
+        avg(agrees::INTEGER) FILTER (swap > 0) AS consistency,
+        avg(likeliest_agrees::INTEGER) FILTER (swap > 0) AS consistency_by_likelihood
+    FROM labelled GROUP BY job, grp, swap
+),
+widths AS (
+    SELECT *, 1.959964 * sqrt(accuracy * (1 - accuracy) / n + 0.9604 / n ** 2) AS wide FROM counted
+)
+SELECT
+    job, jobs.id, jobs.edition,
+    jobs.model_name, jobs.family, jobs.variant, jobs.dataset_name, jobs.task, widths.grp, widths.swap,
+    widths.n, widths.n_unread, widths.accuracy,
+    (accuracy + 1.9208 / widths.n - wide) / (1 + 3.8415 / widths.n) AS low,
+    (accuracy + 1.9208 / widths.n + wide) / (1 + 3.8415 / widths.n) AS high,
+    widths.by_likelihood, priors.most / widths.n AS prior, widths.consistency, widths.consistency_by_likelihood,
+    jobs.model, jobs.checkpoint, jobs.family_version, jobs.dataset, jobs.prefix, jobs.square, jobs.dtype,
+    jobs.quantisation, jobs.attention, jobs.block, jobs.interventions, jobs.seed, jobs.limited, jobs.finished
+FROM widths JOIN priors USING (job, grp, swap) JOIN newest AS jobs USING (job)
+-- Of answers that were read by other rules, none.
+QUALIFY (jobs.spec->>'$.asking_version')::INTEGER = max((jobs.spec->>'$.asking_version')::INTEGER) OVER ();
+
+COMMENT ON VIEW answers_by_group IS 'One row a newest ask job, group and order (swap 0 as in the dataset, 1 options reversed, 2 images reversed): accuracy of what was written, unread answers wrong, with its 95 % interval and n; accuracy of the likeliest letter; prior: that of the best constant answer; how often answers agree with swap 0';
 COMMENT ON VIEW chosen IS 'One row a newest job, stage, part and metric: the value of the best layer and head, chosen on one half of the clusters and reported on the other, mean over 20 splits; the layer and head that won most often, and its value on all samples (in-sample)';
 -- Questions read from the tokens (task choices), each by the layer and head that read most of the other fold right.
 CREATE OR REPLACE VIEW readings AS
@@ -109,11 +160,10 @@ best AS (
     QUALIFY row_number() OVER (PARTITION BY job, grp, stage, part, fold ORDER BY share DESC, layer, head) = 1
 )
 SELECT
-    points.job, of_task.id, of_task.kind, of_task.model, of_task.model_name, of_task.family, of_task.variant,
-    regexp_replace(of_task.model_name, '@(random|random-decoder|blank)(:\d+)?$', '') AS base_name,
-    of_task.prefix, of_task.interventions, of_task.square, of_task.limited,
+    points.job, of_task.id, of_task.kind, of_task.model, of_task.model_name, of_task.checkpoint, of_task.family,
+    of_task.variant, of_task.prefix, of_task.interventions, of_task.square, of_task.limited,
     points.dataset, sample, points.grp, points.fold, points.stage, points.part, points.layer, points.site, points.head,
-    points.correct = 1 AS correct
+    best.share AS share_when_chosen, points.correct = 1 AS correct
 FROM points
     JOIN best ON best.job = points.job AND best.grp = points.grp AND best.stage = points.stage
         AND best.part = points.part AND best.site = points.site AND best.head = points.head
@@ -122,11 +172,14 @@ FROM points
 
 -- A question that the model was asked, beside every reading of it. `place` says of what: image values of the very pass that
 -- answered (value), of each image alone (value, isolated), its tower and projector, its twins, raw pixels, an encoder.
+-- The layer and head are those that read most of the other fold right (`share_when_chosen`). An answer in words that can't
+-- be read counts as wrong. Twins and isolated values are of the same prefix and square as the answer.
 CREATE OR REPLACE VIEW surfacing AS
 WITH asked AS (
     SELECT
         answers.job AS asked_job, newest.id AS asked_id, newest.model AS asked_model, newest.model_name AS asked_name,
-        newest.dataset, newest.dataset_name, newest.prefix, newest.interventions,
+        newest.checkpoint, newest.family,
+        newest.dataset, newest.dataset_name, newest.prefix, newest.interventions, newest.square,
         sample, prompt, prompt_id, raw, likelihoods, choice, likeliest, answer,
         unnest([
             {measure: 'likelihood', is_right: likeliest = answer}, {measure: 'text', is_right: choice = answer}
@@ -137,29 +190,32 @@ WITH asked AS (
 paired AS (
     SELECT
         asked.*, readings.job AS read_job, readings.id AS read_id, readings.model_name AS read_name, readings.grp,
-        readings.stage, readings.part, readings.layer, readings.site, readings.head,
+        readings.stage, readings.part, readings.layer, readings.site, readings.head, readings.fold,
+        readings.share_when_chosen,
         coalesce(asked.is_right, false) AS answer_right,
         readings.correct AS values_right,
+        readings.prefix = asked.prefix AND readings.square IS NOT DISTINCT FROM asked.square AS is_seen_alike,
         CASE
             WHEN readings.job = asked_job THEN if(stage = 'decoder', part, if(stage = 'encoder', 'tower', stage))
             WHEN readings.kind = 'ask' THEN NULL
-            WHEN readings.model = asked_model AND stage = 'decoder' THEN part || ', isolated'
-            WHEN readings.model = asked_model THEN NULL
             WHEN readings.family = 'pixels' THEN 'raw pixels'
-            WHEN readings.base_name = asked_name AND stage = 'decoder' AND readings.variant LIKE 'random%'
+            WHEN readings.model = asked_model AND is_seen_alike
+                THEN if(stage = 'decoder', part, if(stage = 'encoder', 'tower', stage)) || ', isolated'
+            WHEN readings.checkpoint = asked.checkpoint AND readings.family = asked.family AND is_seen_alike
+                AND stage = 'decoder' AND readings.variant LIKE 'random%'
                 THEN part || ', ' || if(readings.variant LIKE 'random-decoder%', 'random decoder', 'random weights')
             WHEN readings.variant = '' AND stage = 'encoder'
                 AND readings.model NOT IN (SELECT model FROM layers WHERE stage = 'decoder')
                 THEN 'encoder ' || readings.model_name
         END AS place
     FROM asked JOIN readings USING (dataset, sample)
-    WHERE readings.prefix = asked.prefix
-        AND (readings.job = asked_job OR json_array_length(readings.interventions) = 0)
+    WHERE readings.job = asked_job OR json_array_length(readings.interventions) = 0
 )
 SELECT
-    asked_job, asked_id, asked_name AS model_name, dataset_name, grp, measure, place, sample, samples.id AS sample_id,
+    asked_job, asked_id, asked_name AS model_name, dataset_name, paired.grp, measure, place, paired.sample,
+    samples.id AS sample_id,
     values_right, answer_right, values_right AND NOT answer_right AS surfaces,
-    read_job, read_id, read_name, stage, part, layer, site, head,
+    read_job, read_id, read_name, stage, part, layer, site, head, fold, share_when_chosen,
     samples.body->>'$.text' AS question, samples.body->'$.options' AS options, answer,
     if(measure = 'text', choice, likeliest) AS given, raw, prompt, prompt_id, paired.dataset, prefix, interventions
 FROM paired JOIN samples ON samples.dataset = paired.dataset AND samples.sample = paired.sample

@@ -68,7 +68,13 @@ def find(prefix: str, rows: list[Row], store: Store) -> Listed:
 
 def describe(spec: dict[str, Any], provenance: dict[str, Any]) -> str:
     """A job in a few words: what, of which model, on what."""
-    return f"{spec.get('task', spec['kind'])}  {provenance['model']}  {provenance['dataset']}"
+    return f"{what(spec)}  {provenance['model']}  {provenance['dataset']}"
+
+
+def what(spec: dict[str, Any]) -> str:
+    """What a job does: the task that it scores, or its kind; an ask job may do both."""
+    task, kind = str(spec.get("task", "")), str(spec["kind"])
+    return task if kind == "score" else " ".join(filter(None, (kind, task)))
 
 
 def moment(seconds: float) -> str:

@@ -14,7 +14,7 @@ from vkvdb.errors import BadOption
 from vkvdb.paths import find_home
 from vkvdb.queue import Queue
 from vkvdb.store import Store
-from vkvdb_cli._jobs import STATES, Listed, describe, find, listed, moment
+from vkvdb_cli._jobs import STATES, Listed, describe, find, listed, moment, what
 from vkvdb_cli.output import print_csv, print_json, print_table
 
 
@@ -54,7 +54,7 @@ def _columns(one: Listed) -> tuple[Any, ...]:
         one.job,
         one.edition,
         one.state,
-        one.spec.get("task", one.spec["kind"]),
+        what(one.spec),
         one.provenance["model"],
         one.provenance["dataset"],
         n,
@@ -103,11 +103,13 @@ def _of_queue(one: Listed) -> dict[str, Any]:
 def _of_manifest(manifest: dict[str, Any], one: Listed, store: Store) -> dict[str, Any]:
     told = ("n", "of", "attempt", "started", "finished", "seconds", "host", "device", "captured", "versions", "notes")
     lines = {name: _shown(manifest[name]) for name in told if manifest.get(name) not in (None, "", {})}
-    if one.spec["kind"] == "score":
-        lines["results"] = store.root / "scores" / one.job / str(one.edition)
+    rows = {"score": "scores", "ask": "answers"}.get(one.spec["kind"])
+    if rows:
+        lines["results"] = store.root / rows / one.job / str(one.edition)
     else:
         lines["results"] = store.root / "captures" / str(manifest["notes"].get("capture", ""))
-    return {**lines, "shards": len(manifest["shards"]), "manifest": store.job_path(one.job, one.edition)}
+    shards = len(manifest["answers" if rows == "answers" else "shards"])
+    return {**lines, "shards": shards, "manifest": store.job_path(one.job, one.edition)}
 
 
 def _flat(spec: dict[str, Any], prefix: str = "") -> dict[str, Any]:
