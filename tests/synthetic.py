@@ -186,6 +186,10 @@ class World:
             "versions": {"python": "3.11"},
             "device": "cpu",
             "shards": [shards[k] for k in sorted(shards)],
+            **{
+                kind: list(self.store.row_shards(kind, job.id, job.edition).values())
+                for kind in ("answers", "key_variance")
+            },
             "captured": {"blocks": 3},
             "notes": notes or {},
         }

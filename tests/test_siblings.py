@@ -29,7 +29,7 @@ def imported(path: Path, package: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "path",
-    [each for kind in ("models", "datasets", "tasks") for each in sorted((PACKAGE / kind).glob("*.py"))],
+    [each for kind in ("models", "datasets", "tasks", "imports") for each in sorted((PACKAGE / kind).glob("*.py"))],
     ids=lambda path: f"{path.parent.name}-{path.stem}",
 )
 def test_siblings_share_only_shared_code(path: Path) -> None:

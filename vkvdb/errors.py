@@ -114,3 +114,15 @@ class BadIntervention(VkvdbError):
 
 class MaskIgnored(VkvdbError):
     """attention implementation '{attention}' can't be used for a knockout: {what}; type: --attention eager"""
+
+
+class BadImport(VkvdbError):
+    """{path} can't be imported: {why}; expected: {expected}; nothing was written"""
+
+
+class NoSuchSample(VkvdbError):
+    """'{sample}' is no sample of {dataset}: {what}; there are: {some}"""
+
+
+class NotCalibrated(VkvdbError):
+    """the keys of model '{model}' are not calibrated; type: vkvdb calibrate --model {reference}"""

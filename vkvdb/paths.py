@@ -56,12 +56,13 @@ class Home:
         return self.root / "revisions.json"
 
 
-def find_home() -> Home:
-    """`VKVDB_HOME`, else the nearest `.vkvdb` upward from here, else a new one here (said once, on stderr).
+def find_home(given: Path | None = None) -> Home:
+    """What is given, else `VKVDB_HOME`, else the nearest `.vkvdb` upward from here, else a new one here.
 
-    Raises WrongHost when the home was made by another host, BadOption when a file lies where it should be.
+    A new one here is told on stderr. Raises WrongHost when the home was made by another host, BadOption when a file
+    lies where it should be.
     """
-    chosen = os.environ.get("VKVDB_HOME")
+    chosen = str(given) if given is not None else os.environ.get("VKVDB_HOME")
     if chosen:
         root = Path(chosen).expanduser().resolve()
     else:

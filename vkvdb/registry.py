@@ -1,8 +1,8 @@
 """The file system is the registry: `vkvdb/tasks/correspondence.py` is the task `correspondence`.
 
-Kinds: tasks, datasets, models, analyses. A file whose name starts with `_` is shared code. `VKVDB_PLUGINS=DIR[:DIR...]`
-adds folders of one's own, with the same sub-folders (`DIR/tasks/mine.py`). Names and help lines are read without
-importing anything.
+Kinds: tasks, datasets, models, imports, analyses. A file whose name starts with `_` is shared code.
+`VKVDB_PLUGINS=DIR[:DIR...]` adds folders of one's own, with the same sub-folders (`DIR/tasks/mine.py`). Names and help
+lines are read without importing anything.
 """
 
 from __future__ import annotations
@@ -21,8 +21,14 @@ from vkvdb.errors import UnknownName
 from vkvdb.paths import shipped
 
 # kind -> the variable at the end of each of its files (an analysis is a pair of files and has none)
-_VARIABLE = {"tasks": "TASK", "datasets": "DATASET", "models": "FAMILY", "analyses": ""}
-_SINGULAR = {"tasks": "task", "datasets": "dataset", "models": "model family", "analyses": "analysis"}
+_VARIABLE = {"tasks": "TASK", "datasets": "DATASET", "models": "FAMILY", "imports": "IMPORT", "analyses": ""}
+_SINGULAR = {
+    "tasks": "task",
+    "datasets": "dataset",
+    "models": "model family",
+    "imports": "tool",
+    "analyses": "analysis",
+}
 
 
 def _folders(kind: str) -> list[Path]:

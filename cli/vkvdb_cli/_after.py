@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
-from vkvdb.errors import CatalogLocked, VkvdbError
+from vkvdb.errors import VkvdbError
 from vkvdb.paths import Home
+from vkvdb.syncing import patiently
 
 if TYPE_CHECKING:
     from vkvdb.absorbing import Absorbed
     from vkvdb.catalog import Catalog
-
-T = TypeVar("T")
-
-_PATIENCE = 3.0  # seconds: another command's absorbing is over by then, a person's shell is not
 
 
 def absorb_and_mirror(home: Home) -> None:
@@ -56,29 +51,9 @@ def mirror(home: Home, jobs: list[str] | None = None, uri: str | None = None) ->
 
 def reading(home: Home) -> Catalog:
     """The catalog, with everything absorbed that could be: what a locked one lacks is said in a line on stderr."""
-    from vkvdb.catalog import Catalog
-    from vkvdb.store import Store
+    from vkvdb.syncing import fresh
 
-    catalog = Catalog(home.catalog)
-    try:
-        tell_problems(patiently(lambda: catalog.absorb(Store(home.store))))
-    except CatalogLocked as error:
-        if not home.catalog.exists():
-            raise
-        _say(f"{error}; what follows may lack the newest results")
-    return catalog
-
-
-def patiently(act: Callable[[], T]) -> T:
-    """Do it; while another process has the catalog open, try again for a moment. Raises CatalogLocked after that."""
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            return act()
-        except CatalogLocked:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
+    return fresh(home, _say)
 
 
 def tell_problems(absorbed: Absorbed) -> None:

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from keyword import iskeyword
 from pathlib import Path
 
 import click
@@ -31,12 +32,19 @@ INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
 
 def command_names() -> list[str]:
     """The names of all commands, in order."""
-    return sorted(path.stem.replace("_", "-") for path in _FOLDER.glob("*.py") if not path.stem.startswith("_"))
+    stems = (path.stem for path in _FOLDER.glob("*.py") if not path.stem.startswith("_"))
+    return sorted(stem.rstrip("_").replace("_", "-") for stem in stems)
+
+
+def _stem(name: str) -> str:
+    """The file of a command; a word that Python keeps for itself has an underscore behind it (`import_.py`)."""
+    stem = name.replace("-", "_")
+    return f"{stem}_" if iskeyword(stem) else stem
 
 
 def help_line(name: str) -> str:
     """The first line of a command file's docstring, read without importing it."""
-    tree = ast.parse((_FOLDER / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8"))
+    tree = ast.parse((_FOLDER / f"{_stem(name)}.py").read_text(encoding="utf-8"))
     return (ast.get_docstring(tree) or "").partition("\n")[0]
 
 
@@ -51,7 +59,7 @@ class CommandFiles(click.Group):
         """Import one file; an error in it is ours and is not swallowed."""
         if cmd_name not in command_names():
             return None
-        command: click.Command = import_module(f"vkvdb_cli.commands.{cmd_name.replace('-', '_')}").command
+        command: click.Command = import_module(f"vkvdb_cli.commands.{_stem(cmd_name)}").command
         return command
 
     def resolve_command(

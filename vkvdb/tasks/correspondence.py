@@ -31,7 +31,7 @@ from vkvdb.errors import BadOption
 from vkvdb.metrics import Floats, between, inside, longer_side, right_points
 from vkvdb.samples import ImagePair, Sample
 from vkvdb.tasks._tokens import float32, like, pieces, room, with_all_heads
-from vkvdb.types import CEILING, POSITION, Capture, Needs, Scores, Site, TokenGrid
+from vkvdb.types import CEILING, POSITION, Capture, Needs, Panel, Scores, Site, TokenGrid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,12 +79,36 @@ class Correspondence:
             yield Scores("pck_image", sites, share)
             yield Scores("pck_point", sites, share, weight=float(len(truth)))
 
-        readout = _Pixels(source, target, points) if self.readout == "dift" else _Cells(source, target, points)
+        readout = self._readout(source, target, points)
         for of_source, of_target in zip(source.stacks, target.stacks, strict=True):
             assert of_source.sites == of_target.sites
             yield from rows(of_source.sites, _predict(readout, of_source.tokens, of_target.tokens))
         yield from rows((POSITION,), _same_place(points, source, target)[None, None])
         yield from rows((CEILING,), readout.rounded(truth)[None, None])
+
+    def _readout(self, source: Capture, target: Capture, points: Floats) -> _Pixels | _Cells:
+        return (_Pixels if self.readout == "dift" else _Cells)(source, target, points)
+
+    def picture(
+        self, sample: ImagePair, captures: Mapping[str, Capture], texts: Mapping[str, Any]
+    ) -> tuple[Panel, ...]:
+        """The source's points, and beside it where they are found in the target."""
+        source, target = captures[sample.source], captures[sample.target]
+        points, truth = np.array(sample.source_points, np.float64), np.array(sample.target_points, np.float64)
+        of_source, of_target = source.stacks[0].tokens, target.stacks[0].tokens
+        found = _predict(self._readout(source, target, points), of_source, of_target)[0, 0]
+        right = right_points(found, truth, longer_side(sample.target_box), self.alpha)
+        right &= inside(points, source.grid) & inside(truth, target.grid)
+        return (
+            Panel(sample.source, "source", points=sample.source_points),
+            Panel(
+                sample.target,
+                f"target: {right.sum()} of {len(right)} right",
+                points=found.tolist(),
+                right=right.tolist(),
+                true_points=sample.target_points,
+            ),
+        )
 
 
 def _predict(readout: _Pixels | _Cells, source: Tensor, target: Tensor) -> Floats:

@@ -116,8 +116,8 @@ class Cosegmentation:
         labels = self._clusters([one.stacks[0].tokens for one in of], truths)
         chosen, _ = votes.foreground(labels, self.border)
         return tuple(
-            Panel(member.image, "", found=[truth.region.chosen(logits[0, 0])], truth=[truth.region.mask])
-            for member, truth, logits in zip(sample.members, truths, votes.maps(chosen), strict=True)
+            Panel(member.image, f"image {n}", found=[truth.region.chosen(logits[0, 0])], truth=[truth.region.mask])
+            for n, (member, truth, logits) in enumerate(zip(sample.members, truths, votes.maps(chosen), strict=True), 1)
         )
 
     def _clusters(self, tokens: Sequence[Tensor], truths: Sequence[_Truth]) -> Tensor:

@@ -62,7 +62,8 @@ def _analyze(name: str, out: Path | None, formats: str, rows: bool, **given: Any
     """Run an analysis, write its files, and print where they are and which jobs they draw."""
     from vkvdb import analysis
     from vkvdb.errors import BadOption
-    from vkvdb_cli._after import patiently, reading
+    from vkvdb.syncing import patiently
+    from vkvdb_cli._after import reading
     from vkvdb_cli.output import print_csv, print_table
 
     wanted = [f.strip() for f in formats.split(",")]

@@ -24,7 +24,7 @@ def upgrade() -> None:
     """Create the catalog, or bring its tables and views up to date (every command does so by itself)."""
     from vkvdb.catalog import Catalog
     from vkvdb.schema import REVISION
-    from vkvdb_cli._after import patiently
+    from vkvdb.syncing import patiently
 
     home = find_home()
     before = patiently(Catalog(home.catalog).upgrade)
@@ -40,7 +40,8 @@ def upgrade() -> None:
 @click.pass_context
 def check(ctx: click.Context) -> None:
     """Ask the catalog what must never be true; exit with 1 when something is."""
-    from vkvdb_cli._after import patiently, reading
+    from vkvdb.syncing import patiently
+    from vkvdb_cli._after import reading
 
     catalog = reading(find_home())
     ctx.exit(_tell(patiently(lambda: list(catalog.check())), "the catalog"))
@@ -55,7 +56,8 @@ def schema(table: str | None, form: str) -> None:
     """List the columns of all tables and views, or of one, and what they hold."""
     from vkvdb.errors import UnknownName
     from vkvdb.registry import nearest
-    from vkvdb_cli._after import patiently, reading
+    from vkvdb.syncing import patiently
+    from vkvdb_cli._after import reading
     from vkvdb_cli.commands.sql import print_rows
 
     catalog = reading(find_home())
@@ -71,7 +73,8 @@ def schema(table: str | None, form: str) -> None:
 def verify(ctx: click.Context) -> None:
     """Compare every file of the store with its hash, then check the catalog; exit with 1 when something is wrong."""
     from vkvdb.store import Store
-    from vkvdb_cli._after import patiently, reading
+    from vkvdb.syncing import patiently
+    from vkvdb_cli._after import reading
 
     home = find_home()
     wrong = _tell(list(Store(home.store).verify()), "the store")
@@ -84,7 +87,8 @@ def rebuild() -> None:
     """Make the catalog anew from the store alone, and put it in the place of the old one."""
     from vkvdb.catalog import Catalog
     from vkvdb.store import Store
-    from vkvdb_cli._after import patiently, tell_problems
+    from vkvdb.syncing import patiently
+    from vkvdb_cli._after import tell_problems
 
     home = find_home()
     absorbed = patiently(lambda: Catalog(home.catalog).rebuild(Store(home.store)))

@@ -33,7 +33,8 @@ def command(query: str | None, parameters: tuple[tuple[str, str], ...], form: st
 
     Without a query: the tables and views, and what they hold. New results are absorbed first.
     """
-    from vkvdb_cli._after import patiently, reading
+    from vkvdb.syncing import patiently
+    from vkvdb_cli._after import reading
 
     sql = _TABLES if query is None else sys.stdin.read() if query == "-" else query
     catalog = reading(find_home())

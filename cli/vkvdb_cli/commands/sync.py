@@ -15,8 +15,9 @@ def command(tracking_uri: str | None) -> None:
     """Absorb every manifest of the store that the catalog lacks, and mirror every score job that MLflow lacks."""
     from vkvdb.catalog import Catalog
     from vkvdb.store import Store
+    from vkvdb.syncing import patiently
     from vkvdb.tracking import mirror
-    from vkvdb_cli._after import patiently, tell_problems
+    from vkvdb_cli._after import tell_problems
 
     home = find_home()
     catalog = Catalog(home.catalog)
