@@ -1,57 +1,137 @@
-"""Run the main job on the toy world, offline, and draw its charts."""
+"""Run everything on the toy world, offline: six tasks, answers, keys, prefixes, six analyses, one report."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
-TASKS = ("correspondence", "foreground")
+if TYPE_CHECKING:
+    from vkvdb.paths import Home
+    from vkvdb.planning import Planned
+    from vkvdb.store import Store
+
 MODEL = "toy"
+ANALYSES = ("layers", "encoder", "correlation", "keys", "prefix", "surfacing")
+# How many samples the short demo scores: enough for a curve, few enough for two cores and three minutes.
+TASKS = {
+    "segmentation": 36,
+    "foreground": 24,
+    "cosegmentation": 4,
+    "referring": 24,
+    "correspondence": 48,
+    "temporal_correspondence": 2,
+}
+ACROSS = "foreground"  # the task that all models of the correlation are scored on
+PREFIXED = "segmentation"
+QUESTIONS, READINGS, CALIBRATED, PREFIXES = 120, 24, 64, 24
 
 
 @click.command()
 @click.option("--full", is_flag=True, help="The whole test split instead of the small demo split; resumes.")
 @click.pass_context
 def command(ctx: click.Context, full: bool) -> None:
-    """Ingest the toy world, score the toy model beside its controls, and draw how information flows through it.
+    """Ingest the toy world, measure the toy model beside its controls, draw every analysis and write the report.
 
-    Jobs that are done are not run again: the second time it says so and points at the charts.
+    Jobs that are done are not run again: the second time it says so and points at charts and report.
     """
-    from vkvdb import analysis
     from vkvdb.paths import find_home
-    from vkvdb.planning import Choices, default_encoders, score_jobs
+    from vkvdb.planning_keys import default_calibration
     from vkvdb.store import Store
-    from vkvdb_cli._after import reading
     from vkvdb_cli._queueing import enqueue, ensure_made
     from vkvdb_cli.commands.work import run_jobs
 
     home = find_home()
     store = Store(home.store)
     dataset = "toyworld-test" if full else "toyworld-demo"
-    ensure_made(home, store, dataset)
-    planned = [
-        plan
-        for task in TASKS
-        for plan in score_jobs(
+    for name in (dataset, default_calibration(MODEL)):
+        ensure_made(home, store, name)
+    worked = False
+    # What is cut off in the second half follows from what the first one measured.
+    for plans in (_measured, _cut):
+        todo = enqueue(home, store, list(plans(home, store, dataset, full=full)))
+        failed = run_jobs(home, todo) if todo else 0
+        if failed:
+            ctx.exit(failed)
+        worked = worked or bool(todo)
+    if not worked:
+        click.echo("nothing to do: every job is done")
+    for path in _drawn(home, home.charts / dataset, dataset, anew=worked):
+        click.echo(str(path))
+
+
+def _measured(home: Home, store: Store, dataset: str, *, full: bool) -> Iterator[Planned]:
+    """The jobs that stand on nothing but the model."""
+    from vkvdb.planning import Choices, default_encoders, score_jobs
+    from vkvdb.planning_ask import ask_job
+    from vkvdb.planning_keys import calibrate_jobs, default_calibration
+    from vkvdb.planning_prefix import prefix_jobs
+    from vkvdb.toyworld import names
+
+    def some(limit: int) -> Choices:
+        return Choices(limit=None if full else limit)
+
+    def scored(task: str, limit: int, model: str = MODEL, *, controls: bool = True) -> list[Planned]:
+        return score_jobs(
             home,
             store,
             task=task,
-            model=MODEL,
+            model=model,
             dataset=dataset,
             parameters={},
-            choices=Choices(),
-            encoders=default_encoders(MODEL),
+            choices=some(limit),
+            encoders=default_encoders(MODEL) if controls else (),
+            controls=controls,
         )
-    ]
-    todo = enqueue(home, store, planned)
-    failed = run_jobs(home, todo) if todo else 0
-    if failed:
-        ctx.exit(failed)
-    folder = home.charts / dataset
-    drawn = sorted(folder.glob("layers.*"))
-    if todo or not drawn:
-        reading(home)
-        drawn = analysis.save(analysis.run(home, "layers", {"model": MODEL, "dataset": dataset}), folder)
-    else:
-        click.echo("nothing to do: every job is done and drawn")
-    for path in drawn:
-        click.echo(str(path))
+
+    for task, limit in TASKS.items():
+        yield from scored(task, limit)
+    yield from scored("choices", READINGS)
+    siblings = [name for name in names() if name.startswith(f"{MODEL}-") and name not in default_encoders(MODEL)]
+    for model in siblings:
+        yield from scored(ACROSS, TASKS[ACROSS], model, controls=False)
+    for model in (MODEL, f"{MODEL}@random:0", *siblings):
+        reading = "choices" if model == MODEL else ""
+        yield ask_job(home, store, model=model, dataset=dataset, choices=some(QUESTIONS), task=reading)
+    calibration = default_calibration(MODEL)
+    yield from calibrate_jobs(home, store, model=MODEL, dataset=calibration, choices=Choices(limit=CALIBRATED))
+    chosen = some(PREFIXES)
+    yield from prefix_jobs(home, store, model=MODEL, dataset=dataset, task=PREFIXED, parameters={}, choices=chosen)
+
+
+def _cut(home: Home, store: Store, dataset: str, *, full: bool) -> Iterator[Planned]:
+    """Answers without the input-agnostic keys, where there are such."""
+    from vkvdb.models._checkpoint import resolve
+    from vkvdb.planning import Choices
+    from vkvdb.planning_keys import group_of, knockout_jobs
+
+    if group_of(store, resolve(MODEL, home))[0]:
+        chosen = Choices(limit=None if full else QUESTIONS)
+        yield from knockout_jobs(home, store, model=MODEL, dataset=dataset, choices=chosen).values()
+
+
+def _drawn(home: Home, folder: Path, dataset: str, *, anew: bool) -> list[Path]:
+    """Charts and report; drawn where something is new."""
+    from vkvdb import analysis, report
+    from vkvdb.errors import NothingToDraw
+    from vkvdb_cli._after import reading
+
+    page = folder / "report.html"
+    there = sorted(folder.glob("*.*"))
+    if page in there and not anew:
+        return there
+    reading(home)
+    paths: list[Path] = []
+    for name in ANALYSES:
+        given = {"model": MODEL, "dataset": dataset}
+        known = analysis.parameters(name)
+        if name in ("correlation", "keys"):  # of all models; calibrated on other images
+            given = {}
+        try:
+            found = analysis.run(home, name, {k: v for k, v in given.items() if k in known})
+            paths += analysis.save(found, folder, ["html", "png"])
+        except NothingToDraw as nothing:
+            click.echo(f"{name}: {nothing}", err=True)
+    return [*paths, report.write(home, MODEL, dataset, page)]
