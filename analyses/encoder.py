@@ -29,7 +29,7 @@ _ENCODER = "#009E73"
 
 def chart(rows: pl.DataFrame) -> alt.VConcatChart:
     """A panel for each task of each model, one above the other."""
-    keys = ["dataset_name", "task", "set_of_parameters", "metric", "subject_name"]
+    keys = ["dataset_name", "task", "set_of_parameters", "metric", "subject_name", "subject"]
     panels = [panel(part.to_dicts()) for part in rows.partition_by(keys, maintain_order=True)]
     made: alt.VConcatChart = alt.vconcat(*panels, spacing=36, padding=16)
     axis = {"labelColor": _INK, "titleColor": _INK, "gridColor": "#EEEEEE", "domainColor": "#AAA", "tickColor": "#AAA"}
@@ -38,10 +38,10 @@ def chart(rows: pl.DataFrame) -> alt.VConcatChart:
     return made
 
 
-def panel(rows: Sequence[Row]) -> alt.LayerChart:
+def panel(rows: Sequence[Row]) -> alt.LayerChart | alt.FacetChart:
     """One task of one model."""
     first = next((r for r in rows if r["place"] == "subject"), rows[0])
-    labels = {r["place"]: _PLACES.get(r["place"], (r["place"], _ENCODER)) for r in rows}
+    labels = {r["place"]: _label(r["place"]) for r in rows}
     values = [
         {
             "y": labels[r["place"]][0],
@@ -75,19 +75,19 @@ def panel(rows: Sequence[Row]) -> alt.LayerChart:
     x = alt.X("value:Q", scale=scale, axis=alt.Axis(title=first["metric"], format=".2~f", tickCount=6))
     texts = [
         base.mark_text(align="left", x=_WIDTH + 14, fontSize=11).encode(text="told:N"),
-        base.mark_text(align="left", x=_WIDTH + 220, fontSize=11).encode(text="apart:N"),
+        base.mark_text(align="left", x=_WIDTH + 235, fontSize=11).encode(text="apart:N"),
     ]
     heads = alt.Chart(alt.InlineData(values=[{}]))
     texts += [
         heads.mark_text(align="left", x=at, y=-8, fontSize=11, fontStyle="italic", color=_GREY, text=words).encode()
-        for at, words in ((_WIDTH + 14, "mean of two-fold choices"), (_WIDTH + 220, "image values less this, paired"))
+        for at, words in ((_WIDTH + 14, "mean of two-fold choices"), (_WIDTH + 235, "image values less this, paired"))
     ]
     marks = [
         base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=scale), x2="high:Q"),
         base.mark_point(filled=True, size=70, opacity=1).encode(x=x),
         base.mark_tick(thickness=1, size=10, opacity=0.6).encode(x=alt.X("in_sample:Q", scale=scale)),
     ]
-    made: alt.LayerChart = alt.layer(*marks, *texts).properties(
+    made: alt.LayerChart | alt.FacetChart = alt.layer(*marks, *texts).properties(
         width=_WIDTH,
         height=_ROW * len(values),
         title=alt.TitleParams(textwrap.wrap(finding(rows), 110), subtitle=_subtitle(rows, first), offset=18),
@@ -101,16 +101,26 @@ def finding(rows: Sequence[Row]) -> str:
     for row in rows:
         if row["difference"] is None or row["difference_low"] is None:
             continue
-        name = _PLACES.get(row["place"], (row["place"], ""))[0]
+        name = _label(row["place"])[0]
         how = "more than" if row["difference_low"] > 0 else "less than" if row["difference_high"] < 0 else "as much as"
         if row["place"] in ("tower", "projector") or (row["place"].startswith("encoder") and row["is_chosen"]):
             said[how].append(name)
-    words = {"as much as": "not told apart from"}
-    clauses = [f"{words.get(how, how)} {' and '.join(names)}" for how, names in said.items() if names]
+    verbs = {"more than": "hold more than", "less than": "hold less than", "as much as": "are not told apart from"}
+    clauses = [f"{verb} {_listed(said[how])}" for how, verb in verbs.items() if said[how]]
     subject = next((r for r in rows if r["place"] == "subject"), None)
     if subject is None or not clauses:
         return f"{rows[0]['task']}: nothing to compare the image values with"
-    return f"{subject['task']}: the image values of {subject['subject_name']} hold {', '.join(clauses)}"
+    return f"{subject['task']}: the image values of {subject['subject_name']} {', '.join(clauses)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _label(place: str) -> tuple[str, str]:
+    """What a place is called, and its colour; of a twin with another seed, the seed behind it."""
+    known = next((known for known in _PLACES if place == known or place.startswith(f"{known} ")), None)
+    return (_PLACES[known][0] + place.removeprefix(known), _PLACES[known][1]) if known else (place, _ENCODER)
 
 
 def _subtitle(rows: Sequence[Row], first: Row) -> list[str]:

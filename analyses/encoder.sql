@@ -14,14 +14,16 @@
 WITH jobs_alike AS (
     SELECT *, parameters::VARCHAR AS set_of_parameters,
         model IN (SELECT model FROM layers WHERE stage = 'decoder') AS has_decoder,
-        regexp_replace(model_name, '@(random|random-decoder|blank)(:\d+)?$', '') AS base_name
+        if(regexp_matches(variant, ':[1-9]'), ' ' || regexp_extract(variant, ':(\d+)', 1), '') AS seed_of_twin
     FROM newest
     WHERE kind = 'score' AND prefix = '' AND json_array_length(interventions) = 0 AND square IS NULL AND view = 'base'
         AND ($task IS NULL OR task = $task)
         AND ($dataset IS NULL OR dataset_name = $dataset)
     QUALIFY row_number() OVER (
         PARTITION BY model, dataset, task, set_of_parameters
-        ORDER BY limited IS NOT NULL, layers IS NOT NULL, json_array_length(parts) DESC, limited DESC, dtype, finished DESC
+        ORDER BY
+            limited IS NOT NULL, layers IS NOT NULL, json_array_length(parts) DESC, limited DESC,
+            dtype NULLS FIRST, quantisation NULLS FIRST, finished DESC
     ) = 1
 ),
 subjects AS (
@@ -30,13 +32,16 @@ subjects AS (
 ),
 -- Every job that is held against a subject, and what each of its stages is called beside it.
 members AS (
-    SELECT subjects.job AS subject, subjects.model_name AS subject_name, other.job, other.model_name, other.variant,
+    SELECT subjects.job AS subject, subjects.model_name AS subject_name, other.job,
+        other.model_name || if(count(DISTINCT other.job) OVER (PARTITION BY subjects.job, other.model_name) > 1,
+            ' ' || other.id[:8], '') AS model_name,
+        other.checkpoint = subjects.checkpoint AND other.family = subjects.family AS is_twin,
         CASE
             WHEN other.job = subjects.job THEN 'own'
             WHEN other.family = 'pixels' THEN 'raw pixels'
-            WHEN other.base_name = subjects.base_name AND other.variant LIKE 'random-decoder%' THEN 'random decoder'
-            WHEN other.base_name = subjects.base_name AND other.variant LIKE 'random%' THEN 'random weights'
-            WHEN other.base_name = subjects.base_name AND other.variant = 'blank' THEN 'blank image'
+            WHEN is_twin AND other.variant LIKE 'random-decoder%' THEN 'random decoder' || other.seed_of_twin
+            WHEN is_twin AND other.variant LIKE 'random%' THEN 'random weights' || other.seed_of_twin
+            WHEN is_twin AND other.variant = 'blank' THEN 'blank image'
             WHEN other.variant = '' AND NOT other.has_decoder THEN 'encoder'
         END AS member
     FROM subjects JOIN jobs_alike AS other USING (dataset, task, set_of_parameters, selection)
@@ -114,7 +119,8 @@ differences AS (
 )
 SELECT
     chosen.dataset_name, chosen.task, chosen.parameters::VARCHAR AS set_of_parameters, chosen.metric,
-    places.subject_name, places.place, chosen.model_name, chosen.id, chosen.stage, chosen.part, chosen.layer, chosen.head,
+    places.subject, places.subject_name, places.place, chosen.model_name, chosen.id, chosen.stage, chosen.part,
+    chosen.layer, chosen.head,
     true AS is_chosen, chosen.value, chosen.low, chosen.high, chosen.spread, chosen.in_sample, chosen.wins, chosen.choices,
     chosen.n, chosen.of, chosen.n_clusters,
     difference, difference - error * t975(clusters - 1) AS difference_low,
@@ -126,7 +132,7 @@ FROM places
 UNION ALL
 SELECT
     results.dataset_name, results.task, results.parameters::VARCHAR, results.metric,
-    fixed.subject_name, fixed.place, results.model_name, results.id, results.stage, results.part, results.layer,
+    fixed.subject, fixed.subject_name, fixed.place, results.model_name, results.id, results.stage, results.part, results.layer,
     results.head, false, results.value, results.low, results.high, NULL, results.value, NULL, NULL,
     results.n, results.of, results.n_clusters,
     difference, difference - error * t975(clusters - 1), difference + error * t975(clusters - 1)

@@ -166,6 +166,7 @@ def test_planted_heads_are_found_exactly(home: Home, store: Store, planted: Path
         manifest = store.job(plan.job.id, 0)
         assert manifest is not None
         assert manifest["notes"] == {"bias": True}
+        assert store.has_token_map(plan.job.spec.capture.id)
         assert {r["n"] for r in rows if r["half"] == 0} == {manifest["n"]}
         assert not list(store.verify())
 

@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
-from vkvdb import masks, statistics
+from vkvdb import masks, scoring, statistics
 from vkvdb.errors import BadOption
 from vkvdb.metrics import cell_shares
 from vkvdb.samples import Episode, Labelled
@@ -196,13 +196,17 @@ def hsnet(predicted, truth, ignore):
     return inter[1].item(), (area + real - inter)[1].item()
 
 
-def plain(classifier, sample, of, site, head):
-    """One head's intersection and union by scikit-learn and torch's interpolation."""
+def plain(classifier, sample, of, site, head, project=None):
+    """One head's intersection and union by scikit-learn and torch's interpolation; project: (seed, channels)."""
 
     def tokens(capture):
         t = capture.tokens[site].double()
         t = t[head] if head < len(t) else torch.cat(list(t), -1)
-        return t.flatten(0, 1).numpy()
+        t = t.flatten(0, 1).numpy()
+        if project:
+            seed, channels = project
+            t = t @ np.random.default_rng((seed, t.shape[1], channels)).standard_normal((t.shape[1], channels))
+        return t
 
     x, y = [], []
     for support in sample.supports:
@@ -224,8 +228,9 @@ def plain(classifier, sample, of, site, head):
     )
 
 
+@pytest.mark.parametrize("project", [None, (0, 4), (3, 12)])  # a head has 6 channels, three heads 18
 @pytest.mark.parametrize("classifier", foreground.CLASSIFIERS)
-def test_batched_is_the_plain_loop(classifier):
+def test_batched_is_the_plain_loop(classifier, project):
     sizes = [(40, 30), (30, 44), (36, 36), (50, 41)]
     grids = [whole(6, 8, *sizes[0]), whole(8, 6, *sizes[1]), whole(7, 7, *sizes[2]), whole(8, 9, *sizes[3])]
     regions = [next(shapes(1, *size, seed=n)) for n, size in enumerate(sizes)]
@@ -234,13 +239,34 @@ def test_batched_is_the_plain_loop(classifier):
     ignores[1] = None
     of = captures(grids, informed(regions, grids), informed(regions, grids, sites=1, heads=1, dim=9, seed=4))
     sample = episode(regions, ignores)
-    got = table(Foreground(classifier=classifier), sample, of)
+    seed, channels = project or (0, 0)
+    got = table(Foreground(classifier=classifier, project=channels, seed=seed), sample, of)
     for site, heads in ((SITES[0], 4), (SITES[1], 4), (TOWER[0], 1)):
         values, unions = got[site]
         assert values.shape == (heads,)
         for head in range(heads):
-            inter, union = plain(classifier, sample, of, site, head)
+            inter, union = plain(classifier, sample, of, site, head, project)
             assert (values[head] * unions[head], unions[head]) == pytest.approx((inter, union), abs=1e-6)
+
+
+def test_a_projection_is_drawn_by_its_seed_and_its_sizes_alone():
+    task = Foreground(project=5, seed=3)
+    assert np.array_equal(task.projection(18), Foreground(project=5, seed=3, classifier="ridge", c=2.0).projection(18))
+    assert task.projection(18).shape == (18, 5)
+    others = [Foreground(project=5, seed=4).projection(18), task.projection(19)[:18]]
+    others.append(Foreground(project=6, seed=3).projection(18)[:, :5])
+    assert not any(np.array_equal(task.projection(18), other) for other in others)
+
+
+def test_a_projection_leaves_what_is_no_models_alone(several):
+    sample, _, grids, tokens = several
+    of = captures(grids, tokens)
+    whole_tokens, projected = (table(Foreground(project=n), sample, of) for n in (0, 3))
+    assert all(projected[s] == whole_tokens[s] for s in (POSITION, CEILING))
+    assert not np.array_equal(projected[SITES[0]][0], whole_tokens[SITES[0]][0])
+    again, other = (table(Foreground(project=3, seed=n), sample, of) for n in (0, 1))
+    assert all(np.array_equal(projected[s], again[s]) for s in projected)
+    assert not np.array_equal(projected[SITES[0]][0], other[SITES[0]][0])
 
 
 def test_bands_count_the_same(monkeypatch):
@@ -401,10 +427,17 @@ def test_any_dtype_and_the_tokens_stay_as_they_are(several, dtype):
 
 
 def test_parameters_are_checked():
-    for wrong in ({"classifier": "svm"}, {"c": 0.0}, {"c": 1000.0}):
+    for wrong in ({"classifier": "svm"}, {"c": 0.0}, {"c": 1000.0}, {"project": -1}, {"seed": -1, "project": 8}):
         with pytest.raises(BadOption, match=next(iter(wrong))):
             Foreground(**wrong)
-    assert Foreground() == Foreground(classifier="logistic", c=1.0)
+    with pytest.raises(BadOption, match="-p seed 3: .*-p project N"):
+        Foreground(seed=3)
+    assert Foreground() == Foreground(classifier="logistic", c=1.0, project=0)
+
+
+def test_what_is_not_projected_keeps_its_jobs():
+    assert scoring.changed(Foreground()) == ()
+    assert scoring.changed(Foreground(project=128, seed=3)) == (("project", 128), ("seed", 3))
 
 
 def test_needs_every_image_once(several):

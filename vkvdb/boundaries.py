@@ -7,7 +7,8 @@ image's diagonal, rounded up to whole pixels.
 
 The truth's boundary is dilated once; the prediction's is not dilated but looked up around the truth's boundary pixels,
 row of the disk by row, in running sums along the image's rows. That gives the same counts and takes many predictions at
-once, where they lie.
+once, where they lie. Only what is counted of the prediction alone is counted over the whole image: what is compared
+with the truth lies in the truth's box, that of its boundary grown by the radius.
 """
 
 from __future__ import annotations
@@ -74,19 +75,20 @@ class ObjectTruth:
     """One object's mask (height, width) in one frame, and what predictions of it are worth."""
 
     def __init__(self, mask: Bools) -> None:
-        self.mask, self.area = mask, int(mask.sum())
-        height, width = mask.shape
+        self.mask, self.area, self.size = mask, int(mask.sum()), radius(*mask.shape)
         edges = boundary(mask)
-        self.size = radius(height, width)
-        self.near = dilate(edges, self.size)
-        self.at = np.argwhere(edges)
+        self.wanted = int(edges.sum())
+        self.inside = _box(mask, 0)
+        self.around = _box(edges, self.size)
+        self.near = dilate(edges[self.around], self.size)
+        self.runs = _runs_around(edges[self.around], self.size)
 
     def j(self, masks: Tensor) -> Floats:
         """Region similarity of boolean masks (n, height, width): (n,)."""
         import torch
 
-        truth = torch.as_tensor(self.mask, device=masks.device)
-        both = _count(masks & truth)
+        truth = torch.as_tensor(self.mask[self.inside], device=masks.device)
+        both = _count(masks[:, *self.inside] & truth)
         union = _count(masks) + self.area - both
         share: Floats = np.where(union > 0, both / np.maximum(union, 1), 1.0)
         return share
@@ -96,43 +98,62 @@ class ObjectTruth:
         import torch
 
         edges = boundary(masks)
-        near = torch.as_tensor(self.near, device=masks.device)
         found = _count(edges)
-        hits = _count(edges & near)
-        wanted = len(self.at)
+        edges = edges[:, *self.around]
+        hits = _count(edges & torch.as_tensor(self.near, device=masks.device))
         # A side without any boundary pixel is right by definition.
         precision = np.where(found > 0, hits / np.maximum(found, 1), 1.0)
-        recall = self._reached(edges) / wanted if wanted else np.ones(len(masks))
+        recall = self._reached(edges) / self.wanted if self.wanted else np.ones(len(masks))
         total = precision + recall
         share: Floats = np.where(total > 0, 2 * precision * recall / np.where(total > 0, total, 1), 0.0)
         return share
 
     def _reached(self, edges: Tensor) -> Floats:
-        """How many of the truth's boundary pixels have one of `edges` (n, height, width) in their disk: (n,)."""
+        """How many of the truth's boundary pixels have one of `edges` (n, rows, cols) in their disk: (n,).
+
+        `edges` are those of the truth's box: nothing that lies beyond it is near enough.
+        """
         import torch
 
-        height, width = edges.shape[1:]
-        sums = torch.zeros(len(edges), height, width + 1, dtype=torch.int32, device=edges.device)
+        sums = edges.new_zeros((*edges.shape[:2], edges.shape[2] + 1), dtype=torch.int32)
         torch.cumsum(edges, 2, dtype=torch.int32, out=sums[:, :, 1:])
         flat = sums.flatten(1)
-        row, col = self.at.T
-        reached = torch.zeros(len(edges), len(self.at), dtype=torch.bool, device=edges.device)
-        widths = disk_widths(self.size)
-        for step in range(-self.size, self.size + 1):
-            reach = widths[abs(step)]
-            line = row + step
-            # Outside the image is nothing: an empty run.
-            inside = (line >= 0) & (line < height)
-            start = np.where(inside, line * (width + 1) + np.maximum(col - reach, 0), 0)
-            stop = np.where(inside, line * (width + 1) + np.minimum(col + reach + 1, width), 0)
-            first, last = (torch.as_tensor(at, device=edges.device) for at in (start, stop))
-            reached |= flat[:, last] > flat[:, first]
+        reached = edges.new_zeros(len(edges), self.wanted)
+        for first, last in torch.as_tensor(self.runs, device=edges.device):
+            reached |= flat.index_select(1, last) > flat.index_select(1, first)
         return _count(reached)
 
 
+def _box(pixels: Bools, margin: int) -> tuple[slice, slice]:
+    """The rows and columns that hold all pixels that are set, and a margin where the image has it; empty for none."""
+    slices = []
+    for along in (1, 0):
+        places = np.flatnonzero(pixels.any(along))
+        low, high = (int(places[0]) - margin, int(places[-1]) + 1 + margin) if len(places) else (0, 0)
+        slices.append(slice(max(low, 0), min(high, pixels.shape[1 - along])))
+    return slices[0], slices[1]
+
+
+def _runs_around(edges: Bools, size: int) -> npt.NDArray[np.int64]:
+    """Where the rows of the disks around the boundary's pixels begin and end: (2 radius + 1, 2, pixels).
+
+    Places in running sums of (height, width + 1), flattened; a row outside the image is an empty run.
+    """
+    height, width = edges.shape
+    row, col = np.argwhere(edges).T
+    step = np.arange(-size, size + 1)[:, None]
+    reach = disk_widths(size)[np.abs(step)]
+    line = row + step
+    ends = np.stack([np.maximum(col - reach, 0), np.minimum(col + reach + 1, width)], 1)
+    runs: npt.NDArray[np.int64] = np.where(((line >= 0) & (line < height))[:, None], line[:, None] * (width + 1) + ends, 0)
+    return runs
+
+
 def _count(pixels: Tensor) -> Floats:
-    """How many are set of each of boolean (n, ...): (n,). In int32, which is several times as fast as torch's own."""
+    """How many are set of each of boolean (n, ...): (n,)."""
     import torch
 
+    if pixels.device.type == "cpu":  # numpy's counting is several times as fast
+        return np.array([np.count_nonzero(one) for one in pixels.numpy()], dtype=np.float64)
     count: Floats = pixels.flatten(1).sum(1, dtype=torch.int32).cpu().numpy().astype(np.float64)
     return count

@@ -204,7 +204,8 @@ class Calibrating:
         return array[:, None, None]
 
     def finish(self) -> dict[str, Any]:
-        """Facts for the job's manifest."""
+        """Publish the token map; facts for the job's manifest."""
+        self.source.publish_token_map()
         shards: Mapping[int, Any] = self.store.row_shards("key_variance", self.job.id, self.job.edition)
         return {
             "n": self.total,

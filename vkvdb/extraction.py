@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vkvdb import prefixes
 from vkvdb.errors import BadCheckpoint, BadOption, NotIngested
 from vkvdb.jobs import CaptureSpec, Extract, Job, digest, to_json
 from vkvdb.paths import Home
-from vkvdb.types import Capture, LoadOptions, Model, Site, SiteShape, TokenGrid
+from vkvdb.types import Capture, LoadOptions, Model, Prefixing, Site, SiteShape, TokenGrid
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +92,8 @@ class Source:
         self.captured = 0
         self.from_store = 0
         self.seconds = 0.0
+        samples = (sample for _, sample in store.samples(self.spec.dataset))
+        self._texts = prefixes.texts(self.spec.prefix, (row.name for row in self.rows), samples)
         self._job = job
         self._home = home
         self._store = store
@@ -127,7 +130,12 @@ class Source:
         rows = self.images(block)
         model = self.model
         start = time.perf_counter()
-        read = model.capture([open_image(self.root, row) for row in rows], self.sites)
+        images = [open_image(self.root, row) for row in rows]
+        if self._texts:
+            assert isinstance(model, Prefixing)  # planned for a model with a decoder
+            read = model.capture_after([self._texts[row.name] for row in rows], images, self.sites)
+        else:
+            read = model.capture(images, self.sites)
         self.captured += 1
         self.seconds += time.perf_counter() - start
         return [
@@ -177,13 +185,13 @@ def find_model(job: Job, home: Home) -> Checkpoint:
 
 
 def load_options(job: Job) -> LoadOptions:
-    """How the job wants its model loaded."""
+    """How the job wants its model loaded; texts that differ by image come with the images."""
     c, p = job.spec.capture, job.provenance
     return LoadOptions(
         dtype=c.dtype,
         attention=c.attention,
         quantisation=c.quantisation,
-        prefix=c.prefix,
+        prefix="" if prefixes.parse(c.prefix) else c.prefix,
         square=c.square,
         view=c.view,
         interventions=c.interventions,

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from vkvdb import prefixes
 from vkvdb.errors import BadOption, NotIngested
 from vkvdb.extraction import bytes_per_image, image_list, limited_images, wanted_sites
 from vkvdb.jobs import CaptureSpec, Extract, Job, Provenance, Score
 from vkvdb.models._checkpoint import Checkpoint, resolve, variants
 from vkvdb.paths import Home
-from vkvdb.scoring import changed, choose, make_task, plan_images, samples_of
+from vkvdb.scoring import changed, choose, make_task, plan_images, prefixed, samples_of
 from vkvdb.store import Store
 from vkvdb.types import PARTS, SiteShape
 
@@ -139,7 +140,6 @@ def score_jobs(
     every = samples_of(made, store.samples(manifest["hash"]), task, dataset)
     chosen = choose(every, choices.limit, choices.seed)
     limit = choices.limit if len(chosen) < len(every) else None
-    rows, selection = plan_images(made, chosen, store.images(manifest["hash"]), limit)
     checkpoint = resolve(model, home)
     names = [model, *encoders]
     if controls:
@@ -149,6 +149,8 @@ def score_jobs(
         found = checkpoint if name == model else resolve(name, home)
         own = choices if name == model or _same_code(found, checkpoint) else _for_encoder(choices)
         shapes = wanted_sites(found.sites(), own.layers, own.parts or Score.parts)
+        kept = prefixed(own.prefix, made, chosen, store.samples(manifest["hash"]))
+        rows, selection = plan_images(made, kept, store.images(manifest["hash"]), limit, own.prefix)
         spec = Score(
             capture=_capture(found, manifest, own, selection, shapes),
             task=task,
@@ -160,7 +162,7 @@ def score_jobs(
             limit=limit,
         )
         job = Job(spec=spec, provenance=_provenance(found, dataset, own, len(every)))
-        planned.append(Planned(_edition(store, job, own.again), found, rows, shapes, len(chosen), len(every), dataset))
+        planned.append(Planned(_edition(store, job, own.again), found, rows, shapes, len(kept), len(every), dataset))
     # Only now that nothing can be refused any more.
     for plan in planned:
         publish_model(store, plan.checkpoint)
@@ -174,6 +176,7 @@ def extract_job(home: Home, store: Store, *, model: str, dataset: str, choices: 
     chosen = limited_images(every, choices.limit, choices.seed)
     rows, selection = image_list(every, chosen)
     found = resolve(model, home)
+    prefixes.texts(choices.prefix, (row.name for row in rows), (s for _, s in store.samples(manifest["hash"])))
     parts = choices.parts or Extract.parts
     shapes = wanted_sites(found.sites(), choices.layers, parts)
     limit = None if chosen is None else choices.limit
@@ -220,6 +223,8 @@ def _capture(
         raise BadOption(option="--block", value=choices.block, why="at least one image is expected")
     if choices.view not in found.code.views:
         raise BadOption(option="--view", value=choices.view, why=f"{found.family} has {', '.join(found.code.views)}")
+    if prefixes.parse(choices.prefix) and not any(s.site.stage == "decoder" for s in found.sites()):
+        raise BadOption(option="--prefix", value=choices.prefix, why=f"{found.family} reads no text before an image")
     return CaptureSpec(
         model=found.spec,
         dataset=manifest["hash"],

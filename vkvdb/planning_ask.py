@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from vkvdb import prefixes
 from vkvdb.asking import VERSION, plan_images, questions_of
 from vkvdb.errors import BadOption
 from vkvdb.extraction import wanted_sites
@@ -66,6 +67,9 @@ def ask_job(
             if value:
                 shown = value if isinstance(value, str) else ",".join(map(str, value))
                 raise BadOption(option=option, value=shown, why="it says what --read TASK reads")
+    if prefixes.parse(choices.prefix):
+        why = "a question is asked after plain text, the same for all its images"
+        raise BadOption(option="--prefix", value=choices.prefix, why=why)
     manifest = find_dataset(store, dataset)
     every = questions_of(store.samples(manifest["hash"]), dataset)
     chosen: Any = choose(every, choices.limit, choices.seed)

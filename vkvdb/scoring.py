@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vkvdb import registry
+from vkvdb import prefixes, registry
 from vkvdb.errors import BadDataset, BadOption
 from vkvdb.extraction import Advance, OnStep, Source, find_model, image_list, versions, wanted_sites
 from vkvdb.jobs import Job, Score
@@ -157,8 +157,10 @@ class Scoring:
         manifest = store.dataset(spec.capture.dataset)
         every = samples_of(self.task, store.samples(spec.capture.dataset), spec.task, manifest["name"])
         self.of = len(every)
+        prefix = spec.capture.prefix
         chosen = choose(every, spec.limit, spec.seed)
-        rows, selection = plan_images(self.task, chosen, store.images(spec.capture.dataset), spec.limit)
+        chosen = prefixed(prefix, self.task, chosen, store.samples(spec.capture.dataset))
+        rows, selection = plan_images(self.task, chosen, store.images(spec.capture.dataset), spec.limit, prefix)
         assert selection == spec.capture.selection
         shapes = wanted_sites(find_model(job, home).sites(), spec.layers, spec.parts)
         self.source = Source(job, home, store, rows, shapes)
@@ -250,11 +252,36 @@ def title_of(task: Task, sample: Sample) -> str:
     return str(own(sample)) if own else ""
 
 
+def prefixed(
+    prefix: str, task: Task, chosen: Sequence[tuple[int, Sample]], samples: Sequence[tuple[int, Sample]]
+) -> list[tuple[int, Sample]]:
+    """The chosen samples that can be read after a prefix: `{category}` is that of the images.
+
+    Raises BadOption where that is none.
+    `samples` are all of the dataset, which say what the images are of.
+    """
+    template = prefixes.parse(prefix)
+    if template is None or not template.by_category:
+        return list(chosen)
+    there = prefixes.categories(sample for _, sample in samples)
+    kept = [(n, s) for n, s in chosen if prefixes.fits(prefix, task.needs(s).images, there)]
+    if not kept:
+        why = "no sample's images have one category each; another task or dataset may have some (foreground, pascal)"
+        raise BadOption(option="--prefix", value=prefix, why=why)
+    return kept
+
+
 def plan_images(
-    task: Task, chosen: Sequence[tuple[int, Sample]], rows: Sequence[ImageRow], limit: int | None
+    task: Task, chosen: Sequence[tuple[int, Sample]], rows: Sequence[ImageRow], limit: int | None, prefix: str = ""
 ) -> tuple[list[ImageRow], str]:
-    """The images that blocks are made of: the whole dataset, or under a limit those that the chosen samples need."""
-    needed = None if limit is None else {name for _, s in chosen for name in task.needs(s).images}
+    """The images that blocks are made of: the whole dataset, or under a limit, or after a prefix that differs by image,
+    those that the chosen samples need.
+    """
+    needed = (
+        None
+        if limit is None and prefixes.parse(prefix) is None
+        else {name for _, s in chosen for name in task.needs(s).images}
+    )
     return image_list(rows, needed)
 
 

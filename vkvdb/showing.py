@@ -19,7 +19,7 @@ from vkvdb.models._checkpoint import Checkpoint, resolve
 from vkvdb.paths import Home
 from vkvdb.planning import Choices, default_dataset, default_model, find_dataset, score_jobs
 from vkvdb.samples import Sample
-from vkvdb.scoring import changed, choose, make_task, plan_images, samples_of
+from vkvdb.scoring import changed, choose, make_task, plan_images, prefixed, samples_of
 from vkvdb.store import Store
 from vkvdb.types import CEILING, POSITION, Capture, Pictured, Site, SiteShape, Task, TokenStack
 
@@ -219,7 +219,9 @@ def _read(
     spec = job.spec
     assert isinstance(spec, Score)
     chosen = choose(asked.samples, spec.limit, spec.seed)
-    rows, selection = plan_images(asked.task, chosen, asked.store.images(asked.dataset), spec.limit)
+    prefix = spec.capture.prefix
+    chosen = prefixed(prefix, asked.task, chosen, asked.store.samples(asked.dataset))
+    rows, selection = plan_images(asked.task, chosen, asked.store.images(asked.dataset), spec.limit, prefix)
     assert selection == spec.capture.selection
     source = Source(job, asked.home, asked.store, rows, (shape,))
     needs = asked.task.needs(sample)

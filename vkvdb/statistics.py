@@ -12,7 +12,9 @@ a site and head.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -48,6 +50,27 @@ class Choice:
     choices: int
     in_sample: float
     best: int
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """How two numbers of each of `n` items go together, by Pearson's and Spearman's coefficients.
+
+    Pairs (low, high): 95 % intervals, of Fisher's z with Bonett and Wright's error for ranks, which are rough for few
+    items; and the smallest and largest coefficient when one family is left out, NaN where no family can be. `p` are
+    two-sided, by permutation. All are NaN where a coefficient is not defined (a constant, fewer than 3 items).
+    """
+
+    n: int
+    families: int
+    pearson: float
+    pearson_interval: tuple[float, float]
+    pearson_p: float
+    pearson_without: tuple[float, float]
+    spearman: float
+    spearman_interval: tuple[float, float]
+    spearman_p: float
+    spearman_without: tuple[float, float]
 
 
 def mean(values: Any, weights: Any, groups: Any) -> Any:
@@ -140,6 +163,78 @@ def bootstrap_of_choice(
     low, high = np.nanpercentile(reported, [2.5, 97.5])
     middle = best_of_halves(values, weights, groups, clusters, seed=seed).mean
     return Interval(middle, float(low), float(high), int(sums.defined.any(1).sum()), sums.count)
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """The exact two-sided p-value of so many yes-or-no answers lost and gained, under equal chances of both."""
+    n, k = lost + gained, min(lost, gained)
+    return min(1.0, float(2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n))
+
+
+def correlation(x: Any, y: Any, families: Any, *, draws: int = 9999, seed: int = 0) -> Correlation:
+    """The correlation of x and y (items,); families (items,) are left out one by one.
+
+    p is the share of the permutations of y with a coefficient as large in absolute value, the observed one among them:
+    of all permutations where there are no more than `draws`, else of so many drawn. Items are taken to be exchangeable.
+    """
+    one, two, of = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64), np.asarray(families)
+    names = np.unique(of)
+    plain = _of_pairs(one, two, [of != name for name in names], draws, seed)
+    ranked = _of_pairs(one, two, [of != name for name in names], draws, seed, ranked=True)
+    return Correlation(len(one), len(names), *plain, *ranked)
+
+
+def _of_pairs(x: Floats, y: Floats, kept: list[Any], draws: int, seed: int, *, ranked: bool = False) -> Any:
+    """A coefficient, its interval, its p and its extremes over the items kept, as `Correlation` has them."""
+    prepared = _ranks if ranked else np.asarray
+    r = _coefficient(prepared(x), prepared(y))
+    nothing = float("nan")
+    interval = (nothing, nothing)
+    if len(x) > 3 and abs(r) < 1 - 1e-12:
+        z, error = math.atanh(r), math.sqrt((1 + r * r / 2 if ranked else 1) / (len(x) - 3))
+        interval = (math.tanh(z - NORMAL * error), math.tanh(z + NORMAL * error))
+    without = [_coefficient(prepared(x[some]), prepared(y[some])) for some in kept if len(kept) > 1]
+    defined = [each for each in without if not math.isnan(each)]
+    extremes = (min(defined), max(defined)) if defined else (nothing, nothing)
+    return r, interval, _permuted(prepared(x), prepared(y), draws, seed), extremes
+
+
+def _ranks(values: Floats) -> Floats:
+    """Ranks from 0; equal values share the mean of theirs."""
+    _, place, times = np.unique(values, return_inverse=True, return_counts=True)
+    shared: Floats = (np.cumsum(times) - (times + 1) / 2)[place]
+    return shared
+
+
+def _scaled(values: Floats) -> Floats:
+    """Centred and of length 1; NaN for fewer than 3 values, or equal ones."""
+    centred = values - values.mean() if len(values) > 2 else np.full(len(values), np.nan)
+    length = float(np.sqrt(centred @ centred))
+    even = np.isnan(length) or length <= 1e-12 * (1 + np.abs(values).max(initial=0))
+    return np.full(len(values), np.nan) if even else centred / length
+
+
+def _coefficient(x: Floats, y: Floats) -> float:
+    """Pearson's coefficient; NaN where it is not defined."""
+    return float(np.clip(_scaled(x) @ _scaled(y), -1, 1)) if len(x) > 2 else float("nan")
+
+
+def _permuted(x: Floats, y: Floats, draws: int, seed: int) -> float:
+    """The two-sided p-value of Pearson's coefficient by permutation."""
+    a, b = _scaled(x), _scaled(y)
+    least = abs(a @ b) - 1e-12
+    if np.isnan(least):
+        return float("nan")
+    if math.factorial(min(len(a), 20)) <= draws:
+        every = np.array(list(permutations(range(len(a)))))
+        return float((np.abs(b[every] @ a) >= least).mean())
+    generator = np.random.default_rng(seed)
+    as_large = 0
+    step = max(1, 1_000_000 // len(a))  # permutations at a time, so that memory stays small
+    for first in range(0, draws, step):
+        drawn = generator.permuted(np.broadcast_to(b, (min(step, draws - first), len(b))), axis=1)
+        as_large += int((np.abs(drawn @ a) >= least).sum())
+    return (1 + as_large) / (1 + draws)
 
 
 class _Sums:

@@ -15,8 +15,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +39,7 @@ _SOON = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": 
 _LEAN = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 _BATCH = 1000  # metrics that a server takes at once
 _TAG = "vkvdb.job"
+_PAGE_TAG = "vkvdb.page"
 
 _JOBS = """
 SELECT * FROM jobs WHERE kind = 'score' AND ($jobs IS NULL OR list_contains($jobs, id)) ORDER BY finished, id, edition
@@ -85,6 +87,27 @@ def mirror(home: Home, catalog: Catalog, jobs: Sequence[str] | None = None, uri:
             if _mirror_job(client, job, curves, location):
                 done.append(str(job["id"]))
         return done
+
+
+def log_page(
+    home: Home, experiment: str, name: str, page: Path, pictures: Mapping[str, bytes], *, uri: str | None = None
+) -> str:
+    """Keep a page, and pictures by the path that they shall have, as artifacts of the run of that name; its id.
+
+    The same name again renews them. Raises TrackingFailed.
+    """
+    with _client(home, uri) as (client, is_ours), tempfile.TemporaryDirectory(dir=home.root) as folder:
+        there = _experiment(client, experiment, _artifacts(home).as_uri() if is_ours else None)
+        quoted = name.replace("'", "''")
+        found = client.search_runs([there], f"tags.`{_PAGE_TAG}` = '{quoted}'", max_results=1)
+        run = found[0] if found else client.create_run(there, tags={_PAGE_TAG: name}, run_name=name)
+        for path, content in {"report.html": page.read_bytes(), **pictures}.items():
+            place = Path(folder, path)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(content)
+        client.log_artifacts(run.info.run_id, folder)
+        client.set_terminated(run.info.run_id, "FINISHED")
+        return str(run.info.run_id)
 
 
 def initialise(home: Home) -> None:

@@ -281,6 +281,29 @@ class SiteShape:
     dim: int
 
 
+@dataclass(frozen=True)
+class Text:
+    """What is to stand before an image, in exactly `tokens` tokens; of `cut` ones words at the end may be left away."""
+
+    words: str
+    tokens: int
+    cut: bool = False
+
+
+@runtime_checkable
+class Prefixing(Protocol):
+    """A loaded checkpoint that can also read each image after a text of its own."""
+
+    def capture_after(
+        self, texts: Sequence[Text], images: Sequence[PIL.Image.Image], sites: Sequence[Site]
+    ) -> list[tuple[TokenGrid, Stacks]]:
+        """As `Model.capture`, with a text before each image in place of the prefix that the model was loaded with.
+
+        Raises BadOption for a text that does not fit its number of tokens.
+        """
+        ...
+
+
 class Model(Protocol):
     """A loaded checkpoint: what a family's `load` gives."""
 

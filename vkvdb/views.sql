@@ -147,11 +147,16 @@ folds AS ( -- the clusters of a group, every second one in the order of a hash: 
         dense_rank() OVER (PARTITION BY dataset, grp ORDER BY md5(cluster), cluster) % 2 AS fold
     FROM samples WHERE kind = 'question' AND dataset IN (SELECT dataset FROM of_task)
 ),
+curves AS ( -- a head by itself; all heads concatenated only where there are none
+    SELECT summaries.job, dataset, stage, part, layer, site, head
+    FROM summaries JOIN of_task USING (job) JOIN sites USING (site)
+    WHERE metric = 'correct' AND grp = ''
+    QUALIFY head >= 0 OR max(head) OVER (PARTITION BY summaries.job, site) = -1
+),
 points AS MATERIALIZED (
-    SELECT scores.job, of_task.dataset, sample, grp, fold, stage, part, layer, site, head, value AS correct
-    FROM scores JOIN of_task USING (job) JOIN folds USING (dataset, sample) JOIN sites USING (site)
+    SELECT scores.job, dataset, sample, grp, fold, stage, part, layer, site, head, scores.value AS correct
+    FROM scores JOIN curves USING (job, site, head) JOIN folds USING (dataset, sample)
     WHERE metric = 'correct' AND scores.job IN (SELECT job FROM of_task)
-    QUALIFY head >= 0 OR max(head) OVER (PARTITION BY scores.job, site) = -1
 ),
 best AS (
     SELECT job, grp, stage, part, fold, site, head, avg(correct) AS share

@@ -74,7 +74,9 @@ def describe(spec: dict[str, Any], provenance: dict[str, Any]) -> str:
 def what(spec: dict[str, Any]) -> str:
     """What a job does: the task that it scores, or its kind; an ask job may do both."""
     task, kind = str(spec.get("task", "")), str(spec["kind"])
-    return task if kind == "score" else " ".join(filter(None, (kind, task)))
+    name = task if kind == "score" else " ".join(filter(None, (kind, task)))
+    prefix = spec.get("capture", {}).get("prefix", "")
+    return f"{name} after '{prefix}'" if prefix else name
 
 
 def moment(seconds: float) -> str:

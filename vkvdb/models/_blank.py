@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vkvdb.types import Model, Site, Stacks, TokenGrid
+from vkvdb.types import Model, Prefixing, Site, Stacks, Text, TokenGrid
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -30,6 +30,15 @@ class Blank:
         if self._last is None or self._last[0] != key:
             self._last = (key, self.model.capture([Image.new("RGB", i.size, GREY) for i in images], sites))
         return self._last[1]
+
+    def capture_after(
+        self, texts: Sequence[Text], images: Sequence[PIL.Image.Image], sites: Sequence[Site]
+    ) -> list[tuple[TokenGrid, Stacks]]:
+        """The texts are not blanked."""
+        from PIL import Image
+
+        assert isinstance(self.model, Prefixing)
+        return self.model.capture_after(texts, [Image.new("RGB", i.size, GREY) for i in images], sites)
 
     def text(self, words: str, sites: Sequence[Site]) -> dict[Site, torch.Tensor]:
         """The words are not blanked."""

@@ -7,9 +7,15 @@ right before the first image, and its place is checked on the ids that come out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 from vkvdb.errors import BadCheckpoint, BadOption
+from vkvdb.prefixes import FILLER
+from vkvdb.types import Text
+
+if TYPE_CHECKING:
+    from vkvdb.models._checkpoint import Checkpoint
 
 
 class Chat:
@@ -32,6 +38,35 @@ class Chat:
         text = self._prefixed(self.header, prefix) + self._marked
         self._prove(text, prefix, len(self.header))
         return text
+
+    def after(self, text: Text) -> str:
+        """The chat header, a text, and one image, which begins exactly `text.tokens` tokens later than without text.
+
+        Filler is put before the words until they fit. Raises BadOption where they can't.
+        """
+        words = text.words
+        while text.cut and words and self.length(words) > text.tokens:
+            words = words.rpartition(" ")[0]
+        own = self.length(words) if words else 0
+        missing = text.tokens - own
+        if missing >= 0:
+            # A tokenizer may join words, or take several tokens for one: then points make up the rest.
+            counts = sorted(range(missing + 3), key=lambda n: abs(n - missing))
+            for points, count in product(range(4), counts):
+                filler = " ".join([FILLER] * count) + "." * points
+                padded = f"{filler} {words}" if words and count else filler + words
+                if padded and self.length(padded) == text.tokens:
+                    return self.beginning(padded)
+        why = f"'{words}' is {own} tokens of {self.name}" if own else f"no number of '{FILLER}' is so many tokens"
+        raise BadOption(option="--prefix", value=f"tokens={text.tokens}", why=why)
+
+    def length(self, prefix: str) -> int:
+        """How many tokens later the image begins than without this prefix."""
+        return self._start(self.beginning(prefix)) - self._start(self.beginning())
+
+    def _start(self, text: str) -> int:
+        start: int = self._encoded(text)["input_ids"].index(self.image_id)
+        return start
 
     def question(self, words: str, images: int = 1, prefix: str = "") -> str:
         """A whole prompt of some images and words, up to where the model is to answer."""
@@ -89,3 +124,13 @@ class Chat:
 
     def _misfit(self, why: str) -> BadCheckpoint:
         return BadCheckpoint(name=self.name, why=why, hint="its tokenizer and config.json do not fit")
+
+
+def chat_of(checkpoint: Checkpoint) -> Chat:
+    """The prompts of a vision-language checkpoint whose weights are not loaded. Raises BadCheckpoint."""
+    from vkvdb.models._loading import tokenizer_of
+
+    config: Any = checkpoint.config
+    image_id = config["image_token_id"] if "image_token_id" in config else config["image_token_index"]
+    code: Any = checkpoint.code
+    return Chat(tokenizer_of(checkpoint), image_id, code.opening, checkpoint.name)

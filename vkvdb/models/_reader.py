@@ -16,7 +16,7 @@ from vkvdb.models._capture import Block, read_block, read_text
 from vkvdb.models._changes import groups_of
 from vkvdb.models._prompt import Chat
 from vkvdb.models._token_map import BASE, TokenMap
-from vkvdb.types import LoadOptions, Site, Stacks, TokenGrid
+from vkvdb.types import LoadOptions, Site, Stacks, Text, TokenGrid
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -66,6 +66,14 @@ class Reader:
     def capture(self, images: Sequence[PIL.Image.Image], sites: Sequence[Site]) -> list[tuple[TokenGrid, Stacks]]:
         """Read images one by one: chat header, prefix, image, in the view that was asked for."""
         return self.read(self.block(images), sites)
+
+    def capture_after(
+        self, texts: Sequence[Text], images: Sequence[PIL.Image.Image], sites: Sequence[Site]
+    ) -> list[tuple[TokenGrid, Stacks]]:
+        """Read images one by one, each after a text of its own."""
+        prompts = [Prompt(self.chat.after(text), (image,)) for text, image in zip(texts, images, strict=True)]
+        view = self.options.view
+        return self.read(self.prompts(prompts, view=view, whole=view != BASE, ended=False), sites)
 
     def read(self, block: Block, sites: Sequence[Site]) -> list[tuple[TokenGrid, Stacks]]:
         """Read the images of a block."""

@@ -37,23 +37,33 @@ def ranking(scores: Tensor, positive: Floats, negative: Floats) -> tuple[Floats,
     pixels without a score, which rank below all. Ties count half, and share their precision, as in scikit-learn. NaN
     where one kind has no weight.
     """
-    shape = scores.shape[:-1]
-    if not (positive.sum() > 0 and negative.sum() > 0):
-        return np.full(shape, np.nan), np.full(shape, np.nan)
-    flat = torch.nn.functional.pad(scores.reshape(-1, scores.shape[-1]), (0, 1), value=-torch.inf)
-    ordered, order = flat.sort(-1, descending=True)
-    p = torch.as_tensor(positive / positive.sum(), device=scores.device)[order]
-    q = torch.as_tensor(negative / negative.sum(), device=scores.device)[order]
-    true, false = p.cumsum(-1), q.cumsum(-1)
-    before = false - q
-    same = ordered[:, 1:] == ordered[:, :-1]
-    if bool(same.any()):
-        first, last = _ties(same)
-        true, false, before = true.gather(-1, last), false.gather(-1, last), before.gather(-1, first)
-    area = 1 - (p * (before + false)).sum(-1) / 2
-    found, wrong = true * positive.sum(), false * negative.sum()
-    precision = (p * found / (found + wrong).clamp_min(torch.finfo(torch.float64).tiny)).sum(-1)
-    return area.reshape(shape).cpu().numpy(), precision.reshape(shape).cpu().numpy()
+    return Ranked(scores).against(positive, negative)
+
+
+class Ranked:
+    """Scores (..., cells) put in order once, to be measured by several weights."""
+
+    def __init__(self, scores: Tensor) -> None:
+        self._shape = scores.shape[:-1]
+        flat = torch.nn.functional.pad(scores.reshape(-1, scores.shape[-1]), (0, 1), value=-torch.inf)
+        ordered, self._order = flat.sort(-1, descending=True)
+        same = ordered[:, 1:] == ordered[:, :-1]
+        self._ties = _ties(same) if bool(same.any()) else None
+
+    def against(self, positive: Floats, negative: Floats) -> tuple[Floats, Floats]:
+        """What `ranking` says of these scores."""
+        if not (positive.sum() > 0 and negative.sum() > 0):
+            return np.full(self._shape, np.nan), np.full(self._shape, np.nan)
+        p, q = (torch.as_tensor(w / w.sum(), device=self._order.device)[self._order] for w in (positive, negative))
+        true, false = p.cumsum(-1), q.cumsum(-1)
+        before = false - q
+        if self._ties:
+            first, last = self._ties
+            true, false, before = true.gather(-1, last), false.gather(-1, last), before.gather(-1, first)
+        area = 1 - (p * (before + false)).sum(-1) / 2
+        found, wrong = true * positive.sum(), false * negative.sum()
+        precision = (p * found / (found + wrong).clamp_min(torch.finfo(torch.float64).tiny)).sum(-1)
+        return area.reshape(self._shape).cpu().numpy(), precision.reshape(self._shape).cpu().numpy()
 
 
 def _ties(same: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,11 @@ another job and never in one chart with the first. The query's logits are upsamp
 over the grid's window; above 0 is foreground, outside the window is background. hsnet resizes masks to 400 pixels
 unless told; here they stay as they are.
 
+Control of capacity [D]. A classifier has as many weights as tokens have channels, and sites differ in these. With
+`project=N` every head's tokens, and all heads concatenated, are first multiplied by a random matrix to N channels,
+whether they have more than that or fewer; then they are standardised. Its numbers are drawn from a normal distribution
+by (`seed`, channels, N) alone, so heads and sites of as many channels share a matrix. Each `seed` is a job of its own.
+
 Not defined, and so no row: an episode whose support cells are all background (the object is smaller than half a cell
 everywhere) or all foreground; and an empty union. Rows beside the model's, which are always there: floor.0.position
 takes the supports' mean cell shares less one half as logits, ceiling.0.truth the query's own.
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CLASSIFIERS = ("logistic", "ridge")
+WIDEST = 4096  # channels to project to; a classifier's second derivatives are that squared
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class Foreground:
 
     classifier: `logistic` or `ridge`.
     c: the weight of the loss against the penalty, as scikit-learn's C; above 0 and at most 100.
+    project: how many random channels tokens are projected to, at most 4096; 0: tokens as they are.
+    seed: which projection, 0 or more; only with `project`.
     """
 
     version: ClassVar[int] = 2
@@ -56,6 +64,8 @@ class Foreground:
 
     classifier: str = "logistic"
     c: float = 1.0
+    project: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.classifier not in CLASSIFIERS:
@@ -63,6 +73,11 @@ class Foreground:
             raise BadOption(option="-p", value=f"classifier {self.classifier}", why=why)
         if not 0 < self.c <= 100:
             raise BadOption(option="-p", value=f"c {self.c}", why="it must be above 0 and at most 100")
+        if not 0 <= self.project <= WIDEST:
+            raise BadOption(option="-p", value=f"project {self.project}", why=f"it must be from 0 to {WIDEST}")
+        if self.seed < 0 or (self.seed and not self.project):
+            why = "it must be at least 0" if self.seed < 0 else "it is the projection's: give -p project N too"
+            raise BadOption(option="-p", value=f"seed {self.seed}", why=why)
 
     def needs(self, sample: Episode) -> Needs:
         return Needs(sample.images())
@@ -81,9 +96,7 @@ class Foreground:
                 yield from (Scores(metric, stack.sites, undefined, weight=0.0) for metric in self.metrics)
                 continue
             tokens = [o.tokens for o in others]
-            # Both layouts of the tokens, their weighted copy, and second derivatives.
-            heads, dim = stack.tokens.shape[1], stack.tokens.shape[-1]
-            each = 8 * len(labels) * heads * dim + 3 * (heads * dim) ** 2
+            each = self._room(stack.tokens.shape[1], stack.tokens.shape[-1], len(labels))
             found = [
                 truth.counts(self._logits([t[piece] for t in tokens], kept, labels, stack.tokens[piece]))
                 for piece in pieces(len(stack.sites), each, room(stack.tokens))
@@ -115,11 +128,16 @@ class Foreground:
         fit = _linear.logistic if self.classifier == "logistic" else _linear.ridge
         where = torch.as_tensor(kept, device=query.device)
         x = torch.cat([t.flatten(2, 3) for t in supports], 2)[:, :, where]
-        x, q = _linear.standardise(float32(x), float32(query).flatten(2, 3))
+        x, q = float32(x), float32(query).flatten(2, 3)
+        if not self.project:
+            x, q = _linear.standardise(x, q)
         y = like(labels, x)
 
         def apply(x: Tensor, q: Tensor) -> Tensor:
             """Logits (problems, cells); tokens are (problems, tokens, dim) and (problems, cells, dim)."""
+            if self.project:
+                matrix = like(self.projection(x.shape[-1]), x)
+                x, q = _linear.standardise(x @ matrix, q @ matrix)
             v = fit(x, y, self.c)
             return torch.bmm(v[:, None, :-1], q.transpose(1, 2))[:, 0] + v[:, -1:]
 
@@ -129,6 +147,16 @@ class Foreground:
             together = apply(x.transpose(1, 2).flatten(2), q.transpose(1, 2).flatten(2))
             logits = torch.cat([logits, together[:, None]], 1)
         return logits.view(*logits.shape[:2], *query.shape[2:4])
+
+    def projection(self, dim: int) -> Floats:
+        """The matrix (dim, project) that tokens of `dim` channels are multiplied by; equal for equal seeds."""
+        return np.random.default_rng((self.seed, dim, self.project)).standard_normal((dim, self.project))
+
+    def _room(self, heads: int, dim: int, tokens: int) -> int:
+        """Numbers that a site takes: both layouts of the support tokens, their weighted copy, second derivatives."""
+        if not self.project:
+            return 8 * tokens * heads * dim + 3 * (heads * dim) ** 2
+        return 2 * tokens * heads * dim + 8 * tokens * heads * self.project + 3 * heads * self.project**2
 
 
 def _labels(supports: Sequence[Labelled], grids: Sequence[TokenGrid]) -> tuple[Bools, Bools]:

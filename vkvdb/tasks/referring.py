@@ -38,7 +38,7 @@ from vkvdb.masks import decode
 from vkvdb.metrics import Floats, iou
 from vkvdb.samples import Expression, Sample
 from vkvdb.tasks._masks import Region, area_by_cell, as_maps, cells_seen, check_ellipse, ellipse
-from vkvdb.tasks._ranking import otsu, ranking
+from vkvdb.tasks._ranking import Ranked, otsu
 from vkvdb.tasks._words import columns, silent, word_maps
 from vkvdb.types import CEILING, POSITION, Capture, Needs, Panel, Scores, Site
 
@@ -117,8 +117,9 @@ class Referring:
         yield Scores("ciou", sites, value, weight=union)
         yield Scores("acc_box", sites, truth.boxes_met(logits, self.box_iou))
         yield Scores("pointing", sites, truth.pointed(maps))
-        yield Scores("auroc", sites, ranking(maps.flatten(2), truth.target, truth.rest)[0])
-        yield Scores("auroc_objects", sites, ranking(maps.flatten(2), truth.target, truth.others)[0])
+        ranked = Ranked(maps.flatten(2))
+        yield Scores("auroc", sites, ranked.against(truth.target, truth.rest)[0])
+        yield Scores("auroc_objects", sites, ranked.against(truth.target, truth.others)[0])
 
 
 class _Truth:

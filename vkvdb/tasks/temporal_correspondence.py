@@ -182,13 +182,15 @@ class _Truth:
 
     def _frame(self, truth: Sequence[ObjectTruth | None], labels: Tensor) -> list[Floats | None]:
         """J and F (2, maps) of every object in one frame, for labels (maps, cells, labels)."""
+        import torch
+
         maps = labels.transpose(1, 2).reshape(len(labels), -1, self.grid.rows, self.grid.cols)
         found: list[list[Floats]] = [[] for _ in truth]
         for piece in pieces(len(maps), self.height * self.width * maps.shape[1], at_once(maps)):
             chosen = self._chosen(maps[piece])
             for number, one in enumerate(truth, 1):
                 if one is not None:
-                    masks = chosen == number
+                    masks = chosen == torch.full_like(chosen, number)  # in bytes, not as a number is compared
                     found[number - 1].append(np.stack([one.j(masks), one.f(masks)]))
         return [np.concatenate(parts, 1) if parts else None for parts in found]
 
@@ -209,13 +211,14 @@ class _Truth:
         low, high = wide.amin((2, 3), keepdim=True), wide.amax((2, 3), keepdim=True)
         varies = high > low
         wide.sub_(low * varies).div_(torch.where(varies, high - low, 1))
-        largest = wide[:, 0].clone()
+        largest, *others = wide.unbind(1)
         chosen = torch.zeros_like(largest, dtype=torch.uint8)
-        for number in range(1, wide.shape[1]):
-            better = wide[:, number] > largest
-            chosen.masked_fill_(better, number)
-            torch.maximum(largest, wide[:, number], out=largest)
-        return torch.nn.functional.pad(chosen, self.beside)
+        for number, label in enumerate(others, 1):
+            better = (label > largest).to(torch.uint8)
+            torch.maximum(chosen, better.mul_(number), out=chosen)  # a later object has the larger number
+            if number < len(others):
+                torch.maximum(largest, label, out=largest)
+        return torch.nn.functional.pad(chosen, self.beside) if any(self.beside) else chosen
 
 
 def _mean(found: Sequence[Sequence[Floats | None]]) -> Floats:
