@@ -95,7 +95,7 @@ def encode(region):
 
 def toy_samples(root, monkeypatch, *, categories=3, **sizes):
     """Samples of a toy world of few categories and sizes."""
-    none = {"pairs": 0, "pool": 0, "episodes": 0, "scenes": 0, "clips": 0, "choices": 0}
+    none = {"pairs": 0, "pool": 0, "episodes": 0, "scenes": 0, "asked": 0, "clips": 0, "choices": 0}
     monkeypatch.setitem(SIZES, "demo", Sizes(**{**none, **sizes}))
     monkeypatch.setattr(world, "CATEGORIES", world.CATEGORIES[:categories])
     return ToyWorld().read(root, "demo").samples

@@ -6,8 +6,8 @@ held out of every training question that names a place: their groups tell how fa
 
 - a **gallery**, category by category: pairs of images, each with one large thing of it. `ImagePair` matches points of
   the two things by name, `Image` is each of them with its mask, `Episode` and `ImageSet` are drawn among the first;
-- **scenes** of one to four things: `Expression`, where there is something else to be told from, and `Question`, whose
-  group is the kind of question;
+- **scenes** of one to four things: `Expression`, where there is something else to be told from, and (of all scenes but
+  most of `demo`'s) `Question`, whose group is the kind of question;
 - **clips** of eight frames;
 - **choices**, BLINK-shaped `Question`s over one to three images: an option's letter is its place; marks are drawn into
   the images and told in the order in which they are drawn.
@@ -45,20 +45,24 @@ SET = 8
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything a split has. `pool` images of a category are what its `episodes` are drawn among."""
+    """How much of everything a split has.
+
+    `pool` images of a category are what its `episodes` are drawn among, `asked` scenes are those with questions.
+    """
 
     pairs: int
     pool: int
     episodes: int
     scenes: int
+    asked: int
     clips: int
     choices: int
 
 
 SIZES = {
-    "test": Sizes(pairs=30, pool=24, episodes=20, scenes=300, clips=20, choices=30),
-    "val": Sizes(pairs=15, pool=24, episodes=10, scenes=150, clips=10, choices=15),
-    "demo": Sizes(pairs=12, pool=16, episodes=8, scenes=40, clips=4, choices=4),
+    "test": Sizes(pairs=30, pool=24, episodes=20, scenes=300, asked=300, clips=20, choices=30),
+    "val": Sizes(pairs=15, pool=24, episodes=10, scenes=150, asked=150, clips=10, choices=15),
+    "demo": Sizes(pairs=12, pool=16, episodes=8, scenes=40, asked=8, clips=4, choices=12),
 }
 _SEEDS = {"test": "test", "val": "val", "demo": "test"}
 # Where in a split's hundred million seeds each kind begins; a category's or kind's own begin a million apart.
@@ -69,7 +73,7 @@ _APART = 1_000_000
 class ToyWorld:
     """The adapter: writes its images under the root that it is given."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     splits: ClassVar[tuple[str, ...]] = tuple(SIZES)
     layout: ClassVar[str] = ""
 
@@ -172,7 +176,7 @@ class _Made:
         from vkvdb.toyworld.world import render, scene
 
         seeds = self._seeds(0)
-        for _ in range(self.sizes.scenes):
+        for number in range(self.sizes.scenes):
             drawn = scene(next(seeds))
             seen = render(drawn)
             name = self._image(f"scene-{drawn.seed}", seen.image)
@@ -190,6 +194,8 @@ class _Made:
                 for said in referring(drawn, seen)
                 if said.distractors
             ]
+            if number >= self.sizes.asked:
+                continue
             asked = Asked(drawn, seen, facts(drawn, seen), held_out=False)
             generator = np.random.default_rng([drawn.seed, 4])
             found = [question(kind, asked, generator) for kind in KINDS]

@@ -92,9 +92,9 @@ class Reader:
 
     def key_bias(self, layer: int) -> torch.Tensor | None:
         """The bias that a decoder layer's keys begin with, before rotation, (heads, dim); None where it has none."""
-        bias: torch.Tensor | None = self.parts.layers[layer].get_submodule("self_attn.k_proj").bias
+        bias: Any = self.parts.layers[layer].get_submodule("self_attn.k_proj").bias
         shape = self.shapes[Site("decoder", layer, "key_unrotated")]
-        return None if bias is None else bias.unflatten(0, (shape.heads, shape.dim))
+        return None if bias is None else bias.view(shape.heads, shape.dim)
 
     # --- blocks ---
 

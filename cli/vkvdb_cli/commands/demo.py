@@ -19,14 +19,15 @@ ANALYSES = ("layers", "encoder", "correlation", "keys", "prefix", "surfacing")
 TASKS = {
     "segmentation": 36,
     "foreground": 24,
-    "cosegmentation": 4,
+    "cosegmentation": 3,
     "referring": 24,
     "correspondence": 48,
     "temporal_correspondence": 2,
 }
+PARTS = {"cosegmentation": ("value",)}  # clustering is dear; the others are read at what charts show
 ACROSS = "foreground"  # the task that all models of the correlation are scored on
 PREFIXED = "segmentation"
-QUESTIONS, READINGS, CALIBRATED, PREFIXES = 120, 24, 64, 24
+CALIBRATED, PREFIXES = 64, 24
 
 
 @click.command()
@@ -70,10 +71,11 @@ def _measured(home: Home, store: Store, dataset: str, *, full: bool) -> Iterator
     from vkvdb.planning_prefix import prefix_jobs
     from vkvdb.toyworld import names
 
-    def some(limit: int) -> Choices:
-        return Choices(limit=None if full else limit)
+    def some(limit: int | None, task: str = "") -> Choices:
+        parts = PARTS.get(task, ("key_unrotated", "value"))
+        return Choices(parts=None if full else parts, limit=None if full else limit)
 
-    def scored(task: str, limit: int, model: str = MODEL, *, controls: bool = True) -> list[Planned]:
+    def scored(task: str, limit: int | None, model: str = MODEL, *, controls: bool = True) -> list[Planned]:
         return score_jobs(
             home,
             store,
@@ -81,35 +83,34 @@ def _measured(home: Home, store: Store, dataset: str, *, full: bool) -> Iterator
             model=model,
             dataset=dataset,
             parameters={},
-            choices=some(limit),
+            choices=some(limit, task),
             encoders=default_encoders(MODEL) if controls else (),
             controls=controls,
         )
 
     for task, limit in TASKS.items():
         yield from scored(task, limit)
-    yield from scored("choices", READINGS)
+    yield from scored("choices", None)
     siblings = [name for name in names() if name.startswith(f"{MODEL}-") and name not in default_encoders(MODEL)]
     for model in siblings:
         yield from scored(ACROSS, TASKS[ACROSS], model, controls=False)
     for model in (MODEL, f"{MODEL}@random:0", *siblings):
         reading = "choices" if model == MODEL else ""
-        yield ask_job(home, store, model=model, dataset=dataset, choices=some(QUESTIONS), task=reading)
+        yield ask_job(home, store, model=model, dataset=dataset, choices=Choices(), swaps=full, task=reading)
     calibration = default_calibration(MODEL)
     yield from calibrate_jobs(home, store, model=MODEL, dataset=calibration, choices=Choices(limit=CALIBRATED))
     chosen = some(PREFIXES)
     yield from prefix_jobs(home, store, model=MODEL, dataset=dataset, task=PREFIXED, parameters={}, choices=chosen)
 
 
-def _cut(home: Home, store: Store, dataset: str, *, full: bool) -> Iterator[Planned]:
+def _cut(home: Home, store: Store, dataset: str, **_: bool) -> Iterator[Planned]:
     """Answers without the input-agnostic keys, where there are such."""
     from vkvdb.models._checkpoint import resolve
     from vkvdb.planning import Choices
     from vkvdb.planning_keys import group_of, knockout_jobs
 
     if group_of(store, resolve(MODEL, home))[0]:
-        chosen = Choices(limit=None if full else QUESTIONS)
-        yield from knockout_jobs(home, store, model=MODEL, dataset=dataset, choices=chosen).values()
+        yield from knockout_jobs(home, store, model=MODEL, dataset=dataset, choices=Choices()).values()
 
 
 def _drawn(home: Home, folder: Path, dataset: str, *, anew: bool) -> list[Path]:
