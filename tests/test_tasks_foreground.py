@@ -196,8 +196,9 @@ def hsnet(predicted, truth, ignore):
     return inter[1].item(), (area + real - inter)[1].item()
 
 
-def plain(classifier, sample, of, site, head, project=None):
+def plain(classifier, sample, of, place, project=None):
     """One head's intersection and union by scikit-learn and torch's interpolation; project: (seed, channels)."""
+    site, head = place
 
     def tokens(capture):
         t = capture.tokens[site].double()
@@ -245,7 +246,7 @@ def test_batched_is_the_plain_loop(classifier, project):
         values, unions = got[site]
         assert values.shape == (heads,)
         for head in range(heads):
-            inter, union = plain(classifier, sample, of, site, head, project)
+            inter, union = plain(classifier, sample, of, (site, head), project)
             assert (values[head] * unions[head], unions[head]) == pytest.approx((inter, union), abs=1e-6)
 
 
@@ -430,7 +431,7 @@ def test_parameters_are_checked():
     for wrong in ({"classifier": "svm"}, {"c": 0.0}, {"c": 1000.0}, {"project": -1}, {"seed": -1, "project": 8}):
         with pytest.raises(BadOption, match=next(iter(wrong))):
             Foreground(**wrong)
-    with pytest.raises(BadOption, match="-p seed 3: .*-p project N"):
+    with pytest.raises(BadOption, match=r"-p seed 3: .*-p project N"):
         Foreground(seed=3)
     assert Foreground() == Foreground(classifier="logistic", c=1.0, project=0)
 

@@ -145,7 +145,9 @@ def _runs_around(edges: Bools, size: int) -> npt.NDArray[np.int64]:
     reach = disk_widths(size)[np.abs(step)]
     line = row + step
     ends = np.stack([np.maximum(col - reach, 0), np.minimum(col + reach + 1, width)], 1)
-    runs: npt.NDArray[np.int64] = np.where(((line >= 0) & (line < height))[:, None], line[:, None] * (width + 1) + ends, 0)
+    runs: npt.NDArray[np.int64] = np.where(
+        ((line >= 0) & (line < height))[:, None], line[:, None] * (width + 1) + ends, 0
+    )
     return runs
 
 

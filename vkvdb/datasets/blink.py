@@ -9,18 +9,21 @@ samples, and the dataset another hash.
 The images are cells of the parquet files and are read there (`_parquet.py`), not copied. `Question.text` is the
 question without its choices (`prompt` holds both), `options` are the choices in their order, and `answer` is the choice
 that the letter stands for; the group is the subtask. Questions are taken to be independent of one another: which of
-them were made of one photograph, the files do not say [D]. Marks are drawn into the images and told nowhere, so
-`marks` is empty.
+them were made of one photograph, the files do not say [D]. Marks are drawn into the images and told nowhere: those of
+the three correspondence subtasks are looked for (`vkvdb.marks`; REF, then the options' points), and where one is not
+found for certain `marks` is empty, and the question has no reading. Its accuracy on BLINK itself is not known [D].
 """
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any, ClassVar
 
+from vkvdb.datasets import _parquet
 from vkvdb.datasets._layout import need_folder
 from vkvdb.errors import BadDataset
-from vkvdb.samples import Question
+from vkvdb.samples import Point, Question
 from vkvdb.types import ImageFile, Problem, Reading
 
 SUBTASKS = (
@@ -76,7 +79,7 @@ class Blink:
                         reading.problems.append(Problem(f"{key}, row {number} of {path}", "its id is there twice"))
                     else:
                         seen.add(key)
-                        _add(reading, subtask, f"{path}/{number}", row)
+                        _add(reading, subtask, f"{path}/{number}", row, root)
         return reading
 
 
@@ -104,7 +107,7 @@ def _rows(file: Path, layout: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _add(reading: Reading, subtask: str, path: str, row: dict[str, Any]) -> None:
+def _add(reading: Reading, subtask: str, path: str, row: dict[str, Any], root: Path) -> None:
     """The question and images of the row that lies at a path, or what is wrong with it."""
     key = row["idx"]
     shown = [image for image in _IMAGES if row[image]]
@@ -123,8 +126,35 @@ def _add(reading: Reading, subtask: str, path: str, row: dict[str, Any]) -> None
             text=row["question"],
             answer=options[LETTERS.index(row["answer"])],
             options=options,
+            marks=_marks([root / path / image for image in shown], len(options)) if _marked(subtask, shown) else (),
         )
     )
+
+
+def _marked(subtask: str, shown: list[str]) -> bool:
+    """Whether points are marked in a question's two images."""
+    return subtask.endswith("_Correspondence") and len(shown) == 2
+
+
+def _marks(images: list[Path], options: int) -> tuple[Point, ...]:
+    """The reference point on the first image and the options' points on the second; none where any is unreadable."""
+    import PIL.Image
+
+    from vkvdb import marks
+
+    found: list[Point] = []
+    for path, labels in zip(images, (("REF",), tuple("ABCD")[:options]), strict=True):
+        cell = _parquet.cell_of(path)
+        assert cell is not None
+        try:
+            with PIL.Image.open(io.BytesIO(_parquet.read(cell))) as image:
+                places = marks.find(image, labels)
+        except (OSError, ValueError):
+            return ()  # no image: the ingestion, which decodes every one, tells it
+        if places is None:
+            return ()
+        found += [places[label] for label in labels]
+    return tuple(found)
 
 
 def _wrong_choices(row: dict[str, Any]) -> str:
