@@ -18,7 +18,7 @@ BIN := .venv/bin
 # No byte code beside the sources: the tree stays as it was cloned.
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help venv demo test test-slow check docs wheel figures toyworld-train toyworld-card clean
+.PHONY: help venv demo test test-slow browser check docs wheel figures toyworld-train toyworld-card clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -33,6 +33,9 @@ test: $(STAMP) ## run the tests
 
 test-slow: $(STAMP) ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+browser: $(STAMP) ## open the report and MLflow in a real Chromium (package chromium); after make demo
+	VKVDB_HOME="$${VKVDB_HOME:-$$PWD/.vkvdb}" $(BIN)/python tests/browser.py $(ARGS)
 
 check: $(STAMP) ## lint, format, types, layers and doors, generated documentation
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ thing that is wrong.
 
 from __future__ import annotations
 
+# ruff: noqa: T201 - it is a script that prints
 import argparse
 import base64
 import fcntl
@@ -36,6 +37,9 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WIDTH = 1200
 PATIENCE = 120.0  # seconds until a page must be ready, on a machine that does other things too
 
+# MLflow asks its own server who is logged in, and one without log-in answers 404.
+NO_LOGIN = "/ajax-api/2.0/mlflow/users/current"
+
 # Marks of data, not axes and legends.
 CHARTS = """[...document.querySelectorAll(".chart")].map((chart) => ({
   name: chart.closest("figure").id,
@@ -46,7 +50,7 @@ CHARTS = """[...document.querySelectorAll(".chart")].map((chart) => ({
 
 
 class Chromium:
-    """A headless Chromium that resolves no name but localhost; `events` are what it told, by session."""
+    """A headless Chromium that resolves no name but this machine's; `events` are what it told, by session."""
 
     def __init__(self, program: str, profile: Path) -> None:
         to_child, self._write = os.pipe()
@@ -59,10 +63,17 @@ class Chromium:
 
         flags = ["--headless=new", "--remote-debugging-pipe", f"--user-data-dir={profile}", "--no-first-run"]
         flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-gpu"]
-        flags += ["--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE localhost"]
+        flags += [
+            "--disable-dev-shm-usage",
+            "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE localhost , EXCLUDE 127.0.0.1",
+        ]
         flags += ["--no-sandbox"] if os.geteuid() == 0 else []
         self.process = subprocess.Popen(
-            [program, *flags], close_fds=False, preexec_fn=place, stderr=subprocess.DEVNULL, start_new_session=True
+            [program, *flags],
+            close_fds=False,
+            preexec_fn=place,  # noqa: PLW1509 - there is one thread
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         os.close(to_child)
         os.close(from_child)
@@ -154,7 +165,7 @@ class Tab:
         return told
 
     def screenshot(self, path: Path, *, whole: bool = True) -> None:
-        """The page as a PNG; `whole` from its top to its end."""
+        """The page as a PNG; `whole` from its top to its end, as far as a picture can be tall."""
         options: dict[str, Any] = {"format": "png"}
         if whole:
             size = self.call("Page.getLayoutMetrics")["cssContentSize"]
@@ -263,9 +274,11 @@ def of_interface(tab: Tab, home: Home, out: Path) -> list[str]:
                 told.append(f"{name}: {', '.join(words)} not found within {PATIENCE:.0f} s")
             time.sleep(3)  # what is drawn after the words
             tab.screenshot(out / f"{name}.png", whole=False)
-            told += [f"{name}: {line}" for line in tab.wrong(local=lambda url: url.startswith(local))]
+            lines = tab.wrong(local=lambda url: url.startswith(local))
+            told += [f"{name}: {line}" for line in lines if NO_LOGIN not in line]
             drawn = tab.value("document.querySelectorAll('svg.main-svg, canvas').length")
             print(f"{name}: {drawn} charts")
+            told += [f"{name}: no chart is drawn"] if name == "mlflow-chart" and not drawn else []
     return told
 
 

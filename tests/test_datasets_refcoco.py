@@ -247,7 +247,7 @@ class Runs:
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2])
-@pytest.mark.parametrize("thing", [Runs(), OrderedDict(a=1), {1, 2}, 1.5, None, print], ids=repr)
+@pytest.mark.parametrize("thing", [Runs(), OrderedDict(a=1), {1, 2}, 1.5, None, print], ids=lambda t: type(t).__name__)
 def test_nothing_else_is_read_nor_run(capsys: pytest.CaptureFixture[str], thing: Any, protocol: int) -> None:
     with pytest.raises(ValueError, match="it holds the opcode"):
         plain_data(pickle.dumps([thing], protocol=protocol))

@@ -4,6 +4,7 @@ import json
 import re
 import socket
 from html.parser import HTMLParser
+from xml.etree import ElementTree as ET
 
 import pytest
 import synthetic
@@ -100,7 +101,8 @@ def test_vegas_scripts_stand_in_it_once(text, page):
 def test_every_chart_is_drawn(page):
     for spec in page.specs:
         svg = vl_convert.vegalite_to_svg(spec)
-        assert len(re.findall(r'<g class="mark-(?:symbol|line|rule)[^"]*role-mark', svg)) > 3
+        groups = [g for g in ET.fromstring(svg).iter() if "role-mark" in g.get("class", "")]
+        assert sum(len(g) for g in groups) > 5
         assert "NaN" not in svg
 
 
@@ -117,7 +119,9 @@ def test_tables_state_n_and_interval(small, page):
     assert value["value [95 % interval]"] == f"{best['value']:.3f} [{best['low']:.3f}, {best['high']:.3f}]"
     assert (value["layer"], value["head"], value["n"]) == (str(best["layer"]), str(best["head"]), "48 of 48")
     assert {"projector", "tower", "random weights", "encoder dinov2_small", "position only (floor)"} <= set(rows)
-    assert all(re.fullmatch(r"-?\d\.\d{3} \[-?\d\.\d{3}, -?\d\.\d{3}\]", r["value [95 % interval]"]) for r in rows.values())
+    assert all(
+        re.fullmatch(r"-?\d\.\d{3} \[-?\d\.\d{3}, -?\d\.\d{3}\]", r["value [95 % interval]"]) for r in rows.values()
+    )
 
 
 def test_the_summary_says_what_the_intervals_support(page):
@@ -197,7 +201,7 @@ def test_provenance_names_jobs_hashes_and_versions(small, page):
     catalog = Catalog(small.catalog)
     for table, columns in (("models", "id, checkpoint"), ("datasets", "id")):
         for row in catalog.query(f"SELECT {columns} FROM {table}").rows:
-            assert all(hash in page.text for hash in row)
+            assert all(part in page.text for part in row)
     titles = {a.get("title") for _, a in page.found}
     assert {r[0] for r in catalog.query("SELECT id FROM jobs").rows} <= titles
     assert '"python"' in page.text

@@ -106,6 +106,20 @@ def test_a_new_edition_is_a_run_of_its_own(home, world):
     assert {f"{job}/0", f"{job}/1"} <= set(runs(home))
 
 
+def test_a_page_is_kept_in_one_run_and_renewed(home, empty_mlflow, tmp_path):
+    shutil.copy(empty_mlflow, home.mlflow)
+    page = tmp_path / "some page.html"
+    for text in ("first", "second"):
+        page.write_text(text)
+        run = tracking.log_page(home, "coco-val/report", "report o'hara", page, {"charts/layers.png": text.encode()})
+    with tracking._client(home, None) as (client, _):
+        (found,) = client.search_runs([client.get_experiment_by_name("coco-val/report").experiment_id])
+        assert (found.info.run_id, found.info.run_name, found.info.status) == (run, "report o'hara", "FINISHED")
+        assert [a.path for a in client.list_artifacts(run)] == ["charts", "report.html"]
+    kept = {p.name: p.read_text() for p in (home.root / "mlflow-artifacts").rglob("*.*")}
+    assert kept == {"report.html": "second", "layers.png": "second"}
+
+
 def test_a_run_that_a_dead_process_began_is_completed(home, world, monkeypatch):
     from mlflow import MlflowClient
 

@@ -7,6 +7,7 @@ other (view `chosen`); the in-sample value stands beside them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -218,3 +219,18 @@ def provenance(catalog: Catalog, ids: Iterable[str], subjects: Sequence[Subject]
         "models": catalog.frame(_CHECKPOINTS, {"models": models}).to_dicts(),
         "datasets": catalog.frame(_DATASETS, {"datasets": datasets}).to_dicts(),
     }
+
+
+def number(value: float | None) -> str:
+    """Three digits after the point; a dash for none."""
+    return "\u2013" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def interval(row: Row, name: str = "") -> str:
+    """`0.431 [0.402, 0.460]`; `name` is what stands before low and high, and names the value (`difference`)."""
+    value, low, high = (
+        row.get(k) for k in ((name, f"{name}_low", f"{name}_high") if name else ("value", "low", "high"))
+    )
+    if value is None:
+        return "\u2013"
+    return number(value) if low is None else f"{number(value)} [{number(low)}, {number(high)}]"

@@ -7,9 +7,6 @@ datasets is escaped by the template (`report.html`, autoescaped).
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 import math
 import os
 import re
@@ -22,13 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vkvdb import __version__, analysis, registry
-from vkvdb.errors import BadOption, NothingToDraw, TrackingFailed, VkvdbError
-from vkvdb.findings import Compared, Row, Subject, compare, provenance, subject
+from vkvdb.errors import BadOption, NothingToDraw, TrackingFailed
+from vkvdb.findings import Compared, Row, Subject, compare, interval, number, provenance, subject
 from vkvdb.paths import Home
+from vkvdb.pictures import Shown, shown_of
 
 if TYPE_CHECKING:
-    import PIL.Image
-
     from vkvdb.catalog import Catalog
 
 _SHOWN = 40  # rows of an analysis that draws nothing
@@ -72,14 +68,6 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A picture as a data URI with its caption, or (without one) a line on why it is not there."""
-
-    caption: str
-    uri: str = ""
-
-
-@dataclass(frozen=True)
 class Measured:
     """A task's table: rows of the model and of what it is held against, and its sentence in the summary."""
 
@@ -98,7 +86,6 @@ class Page:
     subject: Subject
     measured: Sequence[Measured]
     charts: Sequence[Drawn]
-    pictures: Sequence[Shown]
     against: Subject | None
     compared: Sequence[Compared]
     charts_against: Sequence[Drawn]
@@ -130,7 +117,7 @@ def write(
 
     catalog = fresh(home, tell)
     page = patiently(lambda: _page(home, catalog, model, dataset, against))
-    shown = list(_pictures(home, catalog, page.subject, pictures, device)) if pictures else []
+    shown = list(shown_of(home, catalog, page.subject, pictures, device)) if pictures else []
     text = _render(page, shown)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +149,6 @@ def _page(home: Home, catalog: Catalog, model: str, dataset: str, against: str |
         subject=one,
         measured=measured,
         charts=charts,
-        pictures=(),
         against=two,
         compared=compared,
         charts_against=again,
@@ -263,7 +249,7 @@ def _sentence(task: str, best: Row, rows: Sequence[Row]) -> str:
         if row["difference"] is not None:
             groups.setdefault(_apart(row), []).append(row["place"])
     clauses = [f"{how} {', '.join(groups[how])}" for how in ("above", "not told apart from", "below") if how in groups]
-    floors = [f"{r['place']} {number(r['value'])}" for r in rows if r["stage"] in ("floor", "ceiling")]
+    floors = [f"{r['place'].capitalize()} {number(r['value'])}" for r in rows if r["stage"] in ("floor", "ceiling")]
     return ". ".join(
         filter(None, [said, "Paired by sample: " + "; ".join(clauses) if clauses else "", ", ".join(floors)])
     )
@@ -295,111 +281,7 @@ def _summary(catalog: Catalog, of: Subject, measured: Sequence[Measured], charts
             yield from (f"{drawn.name}: {finding}" for finding in drawn.findings)
 
 
-# --- pictures ---
-
-_SCORED = """
-SELECT samples.id, value FROM scores JOIN samples USING (sample)
-WHERE job = $job AND dataset = $dataset AND site = $site AND head = $head AND metric = $metric AND isfinite(value)
-ORDER BY value, sample
-"""
-
-
-def _pictures(home: Home, catalog: Catalog, of: Subject, count: int, device: str) -> Iterator[Shown]:
-    """`count` samples of each task at even places among its scores (one: the median), and the mosaic of keys."""
-    from vkvdb.models._checkpoint import resolve
-    from vkvdb.syncing import patiently
-    from vkvdb.types import Site
-
-    if not of.values:
-        return
-    reference = str(of.values[0]["reference"])
-    try:
-        found = resolve(reference, home)
-        if found.spec.checkpoint != of.model["checkpoint"]:
-            yield Shown(f"model {reference} has other files now than when it was measured, so nothing is read of it")
-            return
-    except VkvdbError as error:
-        yield Shown(str(error))
-        return
-    for task, parameters in of.tasks():
-        best = of.best(task, parameters)
-        if best is None:
-            continue
-        site = Site(best["stage"], best["layer"], best["part"])
-        given = {k: best[k] for k in ("job", "dataset", "head", "metric")} | {"site": site.number}
-        rows = patiently(lambda given=given: catalog.query(_SCORED, given).rows)  # type: ignore[misc]
-        places = dict.fromkeys(len(rows) * (k + 1) // (count + 1) for k in range(count))
-        for place in (p for p in places if p < len(rows)):
-            yield _picture(home, of, best, (rows[place], place, len(rows)), device)
-    yield from _mosaic(home, of, found, device)
-
-
-def _picture(home: Home, of: Subject, best: Row, scored: tuple[Any, int, int], device: str) -> Shown:
-    from vkvdb.showing import picture
-
-    (sample, value), place, count = scored
-    site = "{stage}.{layer}.{part}".format_map(best)
-    parameters = {k: str(v) for k, v in json.loads(best["parameters"]).items()}
-    asked = {"model": best["reference"], "dataset": of.dataset, "site": site, "head": best["head"], "device": device}
-    try:
-        shown = picture(home, sample, best["task"], parameters=parameters, **asked)
-    except VkvdbError as error:
-        return Shown(f"{best['task']}: {error}")
-    words = f"{best['task']}: sample {place + 1} of {count} by {best['metric']} ({number(value)}), from the worst"
-    return Shown(words, data_uri(shown.image))
-
-
-def _mosaic(home: Home, of: Subject, found: Any, device: str) -> Iterator[Shown]:
-    from vkvdb.extraction import dataset_root
-    from vkvdb.images import open_image
-    from vkvdb.models._checkpoint import load
-    from vkvdb.mosaic import mosaic
-    from vkvdb.planning_keys import group_of
-    from vkvdb.store import Store
-    from vkvdb.types import Capture, LoadOptions
-
-    sites = [s.site for s in found.sites() if s.site.stage == "decoder" and s.site.part == "key_unrotated"]
-    if not sites:
-        return
-    store = Store(home.store)
-    try:
-        manifest = store.dataset_named(of.dataset)
-        assert manifest is not None
-        rows = store.images(manifest["hash"])[:2]
-        opened = [open_image(dataset_root(home, store, manifest), row) for row in rows]
-        read = load(found, LoadOptions(device=device)).capture(opened, sites)
-        captures = [Capture(row.name, "base", *one) for row, one in zip(rows, read, strict=True)]
-        group, words = group_of(store, found)
-    except VkvdbError as error:
-        yield Shown(f"keys: {error}")
-        return
-    caption = f"Keys of images {rows[0].name} and {rows[-1].name}, the first ones of {of.dataset}"
-    yield Shown(caption, data_uri(mosaic(captures, opened, outlined=group, words=words), exact=True))
-
-
-def data_uri(image: PIL.Image.Image, *, exact: bool = False) -> str:
-    """An image as WebP in a data URI, a tenth of a PNG's size; `exact` keeps every pixel."""
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, format="WEBP", lossless=exact, quality=90)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
 # --- the file ---
-
-
-def number(value: float | None) -> str:
-    """Three digits after the point; a dash for none."""
-    return "\u2013" if value is None or not math.isfinite(value) else f"{value:.3f}"
-
-
-def interval(row: Row, name: str = "") -> str:
-    """`0.431 [0.402, 0.460]`; `name` is what stands before low and high, and names the value (`difference`)."""
-    value, low, high = (
-        row.get(k) for k in ((name, f"{name}_low", f"{name}_high") if name else ("value", "low", "high"))
-    )
-    if value is None:
-        return "\u2013"
-    return number(value) if low is None else f"{number(value)} [{number(low)}, {number(high)}]"
 
 
 def _bundle(specs: Sequence[dict[str, Any]]) -> str:

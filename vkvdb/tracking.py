@@ -7,6 +7,7 @@ wrong here (TrackingFailed) costs no result. The only module that knows MLflow.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -98,9 +99,10 @@ def log_page(
     """
     with _client(home, uri) as (client, is_ours), tempfile.TemporaryDirectory(dir=home.root) as folder:
         there = _experiment(client, experiment, _artifacts(home).as_uri() if is_ours else None)
-        quoted = name.replace("'", "''")
-        found = client.search_runs([there], f"tags.`{_PAGE_TAG}` = '{quoted}'", max_results=1)
-        run = found[0] if found else client.create_run(there, tags={_PAGE_TAG: name}, run_name=name)
+        # A hash, since MLflow's filters know no way to quote a quote.
+        tag = hashlib.sha256(name.encode()).hexdigest()
+        found = client.search_runs([there], f"tags.`{_PAGE_TAG}` = '{tag}'", max_results=1)
+        run = found[0] if found else client.create_run(there, tags={_PAGE_TAG: tag}, run_name=name)
         for path, content in {"report.html": page.read_bytes(), **pictures}.items():
             place = Path(folder, path)
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -70,16 +70,17 @@ wins AS (
 means AS (
     SELECT job, stage, part, metric, avg(value ORDER BY split) AS value, avg(in_half ORDER BY split) AS in_half,
         stddev_samp(value ORDER BY split) AS spread, avg(variance ORDER BY split) AS variance,
-        count(*) AS splits, max(n_clusters) AS n_clusters
+        count(*) AS splits, max(n_clusters) AS n_clusters,
+        sqrt(avg(variance ORDER BY split) + stddev_samp(value ORDER BY split) ** 2 / count(*)) AS error
     FROM splits GROUP BY ALL
 )
 SELECT
     job, jobs.id, jobs.edition, jobs.kind,
     jobs.model_name, jobs.family, jobs.variant, jobs.dataset_name, jobs.task,
     means.stage, means.part, means.metric,
-    means.value, sqrt(variance + spread ** 2 / splits) AS se,
-    means.value - se * t975(means.n_clusters - 1) AS low,
-    means.value + se * t975(means.n_clusters - 1) AS high,
+    means.value, means.error AS se,
+    means.value - means.error * t975(means.n_clusters - 1) AS low,
+    means.value + means.error * t975(means.n_clusters - 1) AS high,
     means.spread, means.in_half, sites.layer, wins.head, wins.wins, 2 * splits AS choices,
     summaries.value AS in_sample, summaries.n, summaries.n_undefined, jobs.of, means.n_clusters,
     wins.site, jobs.model, jobs.dataset, jobs.task_version, jobs.parameters, jobs.prefix, jobs.square, jobs.view,
