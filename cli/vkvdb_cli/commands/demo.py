@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +43,7 @@ def command(ctx: click.Context, full: bool) -> None:
     from vkvdb.planning_keys import default_calibration
     from vkvdb.store import Store
     from vkvdb_cli._queueing import enqueue, ensure_made
-    from vkvdb_cli.commands.work import run_jobs
+    from vkvdb_cli.commands.work import run_side_by_side
 
     home = find_home()
     store = Store(home.store)
@@ -53,7 +54,7 @@ def command(ctx: click.Context, full: bool) -> None:
     # What is cut off in the second half follows from what the first one measured.
     for plans in (_measured, _cut):
         todo = enqueue(home, store, list(plans(home, store, dataset, full=full)))
-        failed = run_jobs(home, todo) if todo else 0
+        failed = run_side_by_side(home, todo, os.cpu_count() or 1) if todo else 0
         if failed:
             ctx.exit(failed)
         worked = worked or bool(todo)
@@ -135,4 +136,4 @@ def _drawn(home: Home, folder: Path, dataset: str, *, anew: bool) -> list[Path]:
             paths += analysis.save(found, folder, ["html", "png"])
         except NothingToDraw as nothing:
             click.echo(f"{name}: {nothing}", err=True)
-    return [*paths, report.write(home, MODEL, dataset, page)]
+    return [*paths, report.write(home, MODEL, dataset, page, tell=lambda line: click.echo(f"vkvdb: {line}", err=True))]

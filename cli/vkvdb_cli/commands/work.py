@@ -5,6 +5,10 @@ Between jobs the catalog absorbs what was published. Ctrl-C gives the job at han
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -28,19 +32,29 @@ TERMINATED = 143  # what a shell reports for a process that SIGTERM ended
 @click.command()
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after N jobs.")
 @click.option("--forever", is_flag=True, help="Wait for more when the queue is empty.")
+@click.option("--only", multiple=True, metavar="JOB", hidden=True, help="Only this job; the caller absorbs.")
 @click.pass_context
-def command(ctx: click.Context, limit: int | None, forever: bool) -> None:
+def command(ctx: click.Context, limit: int | None, forever: bool, only: tuple[str, ...]) -> None:
     """Do the jobs of the queue until none is left; exit with 1 if any failed.
 
     Start it in several terminals to work side by side (CUDA_VISIBLE_DEVICES chooses the GPU of each).
     """
+    if only:
+        ctx.exit(run_jobs(find_home(), only, absorb=False))
     ctx.exit(run_jobs(find_home(), None, limit=limit, forever=forever))
 
 
-def run_jobs(home: Home, ids: Sequence[str] | None = None, *, limit: int | None = None, forever: bool = False) -> int:
+def run_jobs(
+    home: Home,
+    ids: Sequence[str] | None = None,
+    *,
+    limit: int | None = None,
+    forever: bool = False,
+    absorb: bool = True,
+) -> int:
     """Do these jobs, or those of the queue, and tell how each ended; gives the exit code.
 
-    A job of `ids` that another worker is at is waited for.
+    A job of `ids` that another worker is at is waited for. Without `absorb` the catalog is left to the caller.
     """
     from vkvdb_cli._after import absorb_and_mirror
 
@@ -56,13 +70,54 @@ def run_jobs(home: Home, ids: Sequence[str] | None = None, *, limit: int | None 
                     click.echo(_nothing(queue))
             for job in ids or ():
                 _run(job, worker, queue, store)
-                absorb_and_mirror(home)
+                if absorb:
+                    absorb_and_mirror(home)
     except Terminated:
         return TERMINATED
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
         return INTERRUPTED
     return 1 if told.failed else 0
+
+
+def run_side_by_side(home: Home, ids: Sequence[str], workers: int) -> int:
+    """Do these jobs in several processes of one thread each, then absorb; gives the exit code.
+
+    For small models, whose operations are too short for threads to be worth their while.
+    """
+    from vkvdb_cli._after import absorb_and_mirror
+
+    command = [sys.executable, "-m", "vkvdb_cli.main", "work"]
+    environment = {**os.environ, "VKVDB_HOME": str(home.root), "OMP_NUM_THREADS": "1"}
+    shares = [ids[n::workers] for n in range(min(workers, len(ids)))]
+    with ExitStack() as running:
+        children = [
+            running.enter_context(
+                subprocess.Popen(  # noqa: S603 - of our making
+                    [*command, *(word for job in share for word in ("--only", job))],
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+            for share in shares
+        ]
+        tellers = [threading.Thread(target=_relay, args=(child,)) for child in children]
+        for teller in tellers:
+            teller.start()
+        for teller in tellers:
+            teller.join()
+        codes = [child.wait() for child in children]
+    absorb_and_mirror(home)
+    return next((code for code in codes if code), 0)
+
+
+def _relay(child: subprocess.Popen[str]) -> None:
+    """Tell what a worker tells, line by line."""
+    assert child.stdout is not None
+    for line in child.stdout:
+        click.echo(line.rstrip())
 
 
 def _run(job: str, worker: Worker, queue: Queue, store: Store) -> None:
