@@ -35,7 +35,9 @@ members AS (
     SELECT subjects.job AS subject, subjects.model_name AS subject_name, other.job,
         other.model_name || if(count(DISTINCT other.job) OVER (PARTITION BY subjects.job, other.model_name) > 1,
             ' ' || other.id[:8], '') AS model_name,
-        other.checkpoint = subjects.checkpoint AND other.family = subjects.family AS is_twin,
+        -- A twin with random weights reads none of the checkpoint's, so it is told by its name.
+        other.family = subjects.family AND (other.checkpoint = subjects.checkpoint
+            OR other.model_name = subjects.model_name || '@' || other.variant) AS is_twin,
         CASE
             WHEN other.job = subjects.job THEN 'own'
             WHEN other.family = 'pixels' THEN 'raw pixels'

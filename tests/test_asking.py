@@ -464,7 +464,7 @@ def test_the_command(
     asks = ["ask", *model, "--tokens", "2", "--no-swaps", "--intervene", "knockout:last->image", "--prefix", "a cat"]
     assert main([*asks, "--now"]) == 0
     told = capsys.readouterr().out
-    assert "ask  small  quiz-test  n=6" in told
+    assert "ask after 'a cat'  small  quiz-test  n=6" in told
     lines = [line.split() for line in told.splitlines()[2:]]
     assert lines[0][:8] == ["group", "swap", "n", "unread", "accuracy", "low", "high", "by_likelihood"]
     assert [(line[0], line[2]) for line in lines[1:]] == [("marks", "1"), ("said", "1"), ("seen", "2"), ("style", "2")]

@@ -207,8 +207,11 @@ paired AS (
             WHEN readings.family = 'pixels' THEN 'raw pixels'
             WHEN readings.model = asked_model AND is_seen_alike
                 THEN if(stage = 'decoder', part, if(stage = 'encoder', 'tower', stage)) || ', isolated'
-            WHEN readings.checkpoint = asked.checkpoint AND readings.family = asked.family AND is_seen_alike
-                AND stage = 'decoder' AND readings.variant LIKE 'random%'
+            WHEN readings.family = asked.family AND is_seen_alike AND stage = 'decoder'
+                AND readings.variant LIKE 'random%'
+                -- A twin with random weights reads none of the checkpoint's, so it is told by its name.
+                AND (readings.checkpoint = asked.checkpoint
+                    OR readings.model_name = asked.asked_name || '@' || readings.variant)
                 THEN part || ', ' || if(readings.variant LIKE 'random-decoder%', 'random decoder', 'random weights')
             WHEN readings.variant = '' AND stage = 'encoder'
                 AND readings.model NOT IN (SELECT model FROM layers WHERE stage = 'decoder')

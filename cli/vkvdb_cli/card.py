@@ -322,8 +322,16 @@ def surfacing() -> str:
 
 
 def prefixes() -> str:
-    """What a text before the image does."""
-    return _UNMEASURED
+    """What a text before the image does, against filler of the same length."""
+    told = []
+    for row in rows_of("prefix", model=MODEL, dataset=DATASET):
+        if row["layer"] is not None or row["part"] != "value":
+            continue
+        delta = f"{row['delta']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
+        shown = row["low"] > 0 or row["high"] < 0
+        told.append((row["task"], row["metric"], row["condition"], delta, verdict(shown=shown), row["n"]))
+    columns = ["task", "metric", "text before the image", "difference to filler, mean over layers", "effect", "n"]
+    return table(columns, told) if told else _UNMEASURED
 
 
 def card() -> str:
