@@ -473,7 +473,7 @@ def test_the_command(
     assert main(["ask", *model, "--read", "peek", "-p", "channel", "2"]) == 0
     assert "ask peek  small" in capsys.readouterr().out
     assert main(["jobs", "list", "--csv"]) == 0
-    assert [line.split(",")[3] for line in capsys.readouterr().out.splitlines()[1:]] == ["ask", "ask peek"]
+    assert [line.split(",")[3] for line in capsys.readouterr().out.splitlines()[1:]] == ["ask after 'a cat'", "ask peek"]
 
 
 @pytest.mark.parametrize(
