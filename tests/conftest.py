@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from vkvdb.paths import Home, find_home
 os.environ.update(HF_HUB_OFFLINE="1", MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true", CUDA_VISIBLE_DEVICES="")
 # Tests run side by side: more threads each would only stand in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A process that was started in the background is born deaf to Ctrl-C, and so are the tests that press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 
