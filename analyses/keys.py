@@ -19,7 +19,7 @@ import polars as pl
 
 from vkvdb.agnostic import FLOOR, Found, Head, find, heads_cut, knockouts
 from vkvdb.errors import NothingToDraw
-from vkvdb.statistics import Interval, difference
+from vkvdb.statistics import Interval, difference, mcnemar
 
 Row = dict[str, Any]
 
@@ -243,12 +243,6 @@ class _Model:
         """Whether these are as many other heads of the group's layers: a draw by another seed."""
         layers = [sorted(layer for layer, _ in heads) for heads in (cut, self.group.heads)]
         return layers[0] == layers[1] and not cut & self.group.heads
-
-
-def mcnemar(lost: int, gained: int) -> float:
-    """The exact two-sided p-value of so many answers lost and gained, under equal chances of both."""
-    n, k = lost + gained, min(lost, gained)
-    return min(1.0, float(2 * sum(math.comb(n, i) for i in range(k + 1))) / 2.0**n)
 
 
 def _interval(found: Interval) -> Row:

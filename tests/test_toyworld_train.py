@@ -14,7 +14,16 @@ import torch
 from vkvdb.toyworld import stages
 from vkvdb.toyworld.data import build, choice_rows, encode, scene_rows
 from vkvdb.toyworld.language import stage1_phrases, vocabulary
-from vkvdb.toyworld.model import IMAGE, PAD, build_encoder, build_model, make_tokenizer, save_encoder, save_model
+from vkvdb.toyworld.model import (
+    IMAGE,
+    PAD,
+    build_encoder,
+    build_model,
+    grid_waves,
+    make_tokenizer,
+    save_encoder,
+    save_model,
+)
 from vkvdb.toyworld.packing import HEADER, Batch, Layout, answer_logits, answer_loss, answer_mask, slot_states
 from vkvdb.toyworld.presets import PRESETS
 from vkvdb.toyworld.shapes import HELD_OUT_CATEGORIES, HELD_OUT_PARTS
@@ -144,6 +153,17 @@ def test_packing_shows_an_image_as_the_model_class_does(arrays, model, anyres):
         ).logits[0, layout.shared :]
         found = model.lm_head(slot_states(model, layout, alone))[0, 0]
     assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_a_fresh_encoder_knows_where_each_cell_lies():
+    waves = grid_waves(TINY.vision_width)
+    assert torch.equal(build_encoder(TINY).vision_model.embeddings.position_embedding.weight, waves)
+    apart = torch.cdist(waves, waves) + torch.eye(GRID * GRID) * 1e6
+    nearest = apart.argmin(1)
+    cell = torch.arange(GRID * GRID)
+    steps = (nearest // GRID - cell // GRID).abs() + (nearest % GRID - cell % GRID).abs()
+    assert apart.min() > 0.5
+    assert steps.max() == 1
 
 
 def test_the_tower_starts_as_the_encoder(arrays):

@@ -25,7 +25,7 @@ points AS MATERIALIZED ( -- a row a cluster of a group
     QUALIFY head >= 0 OR max(head) OVER (PARTITION BY site, metric) = -1
 ),
 groups AS MATERIALIZED (
-    SELECT stage, part, layer, site, head, metric, split, half, g, sum(w) AS w, sum(wv) / sum(w) AS mean
+    SELECT stage, part, layer, site, head, metric, split, half, g, exact_sum(w) AS w, exact_sum(wv) / exact_sum(w) AS mean
     FROM points JOIN halves USING (c)
     GROUP BY ALL
 ),
@@ -43,7 +43,7 @@ winners AS MATERIALIZED (
 ),
 residuals AS ( -- of the winners, on the half that they were not chosen on
     SELECT winners.stage, winners.part, winners.metric, winners.split, winners.half, points.c,
-        sum((points.wv - points.w * groups.mean) / (groups.w * means.groups)) AS e
+        exact_sum((points.wv - points.w * groups.mean) / (groups.w * means.groups)) AS e
     FROM winners
         JOIN points USING (site, head, metric)
         JOIN halves ON halves.c = points.c AND halves.split = winners.split AND halves.half = 1 - winners.half

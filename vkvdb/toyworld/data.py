@@ -32,7 +32,7 @@ CHOICE_IMAGES = 3
 KIND_WEIGHTS = {
     "what": 3,
     "where": 3,
-    "locate": 4,
+    "locate": 8,
     "count": 2,
     "colour": 2,
     "refer": 3,
@@ -44,8 +44,8 @@ KIND_WEIGHTS = {
     "caption": 2,
     "face": 1,
     "style": 1,
-    "row": 5,
-    "partrow": 5,
+    "row": 4,
+    "partrow": 4,
 }
 """How often each kind is asked in training. Questions by place are many: they make a token say what is where it is."""
 
