@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 
+from vkvdb.charting import styled, wrapped
 from vkvdb.errors import NothingToDraw
 from vkvdb.statistics import NORMAL, Correlation, Interval, correlation, linearised
 
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 FEWEST = 5  # models: of fewer, nothing can be concluded
 _SIZE = 340  # pixels of a panel's side
 _BINS = 5
-_INK, _GREY = "#333333", "#767676"
+_GREY = "#767676"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _CONTROL = "random"  # what the variants of random twins begin with
 
@@ -34,11 +34,7 @@ def chart(rows: pl.DataFrame) -> alt.VConcatChart:
     if not models and images.is_empty():
         hint = "answers come from vkvdb ask, numbers of other tools from vkvdb import and --benchmark NAME"
         raise NothingToDraw(what="a model that was both scored and asked", hint=hint)
-    made = _of_models(models) if len(models) >= FEWEST or images.is_empty() else _of_images(models, images)
-    axis = {"labelColor": _INK, "titleColor": _INK, "gridColor": "#EEEEEE", "domainColor": "#AAA", "tickColor": "#AAA"}
-    title = {"anchor": "start", "frame": "group", "color": "#111", "subtitleColor": "#555"}
-    made.config = alt.Config(view={"stroke": None}, axis=axis, title={**title, "fontSize": 14, "subtitleFontSize": 11})
-    return made
+    return _of_models(models) if len(models) >= FEWEST or images.is_empty() else _of_images(models, images)
 
 
 # --- models ---
@@ -46,23 +42,26 @@ def chart(rows: pl.DataFrame) -> alt.VConcatChart:
 
 def _of_models(models: Sequence[Row]) -> alt.VConcatChart:
     first, enough = models[0], len(models) >= FEWEST
-    families = _families(models)
+    families = sorted({r["family"] for r in models})
+    # Where all are of one family there is none to leave out: then models are, one by one.
+    left_out = "family" if len(families) > 1 else "model_name"
     words = {
         "x": f"value of {_part(first)} on {first['task']} ({first['metric']})",
         "gain": f"gain of {_part(first)} over the projector ({first['metric']})",
     }
-    panels, findings = [], []
+    panels: list[alt.LayerChart | alt.FacetChart] = []
+    findings = []
     for column, name in words.items():
-        kept = [(r, f) for r, f in zip(models, families, strict=True) if r[column] is not None]
+        kept = [r for r in models if r[column] is not None]
         if not kept:  # nothing was read at the projector
             continue
-        found = correlation([r[column] for r, _ in kept], [r["y"] for r, _ in kept], [f for _, f in kept])
+        found = correlation([r[column] for r in kept], [r["y"] for r in kept], [r[left_out] for r in kept])
         if enough:
             findings.append(finding(found, column, first["task"], len(kept)))
-        panels.append(_panel([{**r, "of": f} for r, f in kept], column, name, found if len(kept) >= FEWEST else None))
-    title = (
-        " ".join(findings) if enough else _too_few(models) + "no dataset has both questions and this task's samples."
-    )
+        told = _told(found, families) if len(kept) >= FEWEST else [f"n = {len(kept)} models"]
+        panels.append(_panel(kept, column, name, told, families, legend=len(families) > 1 and not panels))
+    if not enough:
+        findings = [_too_few(models), "No dataset has both questions and this task's samples."]
     parameters = "" if first["set_of_parameters"] == "{}" else f" {first['set_of_parameters']}"
     asked = f", {first['n_y']} of them" if first["n_y"] is not None else ""
     subtitle = [
@@ -70,17 +69,23 @@ def _of_models(models: Sequence[Row]) -> alt.VConcatChart:
         "layer and head: chosen on one half of the clusters, reported on the other",
         f"y: {first['y_name']}{asked}; bars: 95 % intervals by cluster" + _without_interval(first),
         "p: permutation, two-sided, each test by itself; it takes models to be exchangeable",
-        "(twins and checkpoints of one model are not)",
-        "without one family: smallest and largest coefficient; a family is "
-        + ("an architecture" if len({r["family"] for r in models}) > 1 else "a checkpoint and its twins"),
-        *_jobs(models),
+        "(twins and checkpoints of one training run are not)",
+        "circle: trained, diamond: random twin; "
+        + (
+            f"families: {', '.join(families)}; without one family: smallest and largest coefficient"
+            if len(families) > 1
+            else f"all are of one family, {families[0]}: without one model, smallest and largest coefficient"
+        ),
+        _jobs(models),
     ]
-    return _page([alt.hconcat(*panels, spacing=40)], title, subtitle)
+    return _page([alt.hconcat(*panels, spacing=40)], findings, subtitle)
 
 
-def _panel(points: Sequence[Row], column: str, name: str, found: Correlation | None) -> alt.LayerChart | alt.FacetChart:
-    """A point a model, with its name."""
-    colours = dict(zip(dict.fromkeys(r["of"] for r in points), _COLOURS * len(points), strict=False))
+def _panel(
+    points: Sequence[Row], column: str, name: str, told: Sequence[str], families: Sequence[str], *, legend: bool
+) -> alt.LayerChart | alt.FacetChart:
+    """A point a model, with its name; a colour a family."""
+    colours = alt.Scale(domain=list(families), range=list((_COLOURS * len(families))[: len(families)]))
     values = [
         {
             "x": r[column],
@@ -90,7 +95,7 @@ def _panel(points: Sequence[Row], column: str, name: str, found: Correlation | N
             "y_low": r["y_low"] if r["y_low"] is not None else r["y"],
             "y_high": r["y_high"] if r["y_high"] is not None else r["y"],
             "model": r["model_name"],
-            "colour": colours[r["of"]],
+            "family": r["family"],
             "shape": "diamond" if r["variant"].startswith(_CONTROL) else "circle",
             "where": f"layer {r['layer']} head {r['head']} in {r['wins']} of {r['choices']} choices",
             "n": f"{r['n']} samples, {r['n_y'] if r['n_y'] is not None else 'unknown'} questions",
@@ -104,8 +109,12 @@ def _panel(points: Sequence[Row], column: str, name: str, found: Correlation | N
     base = alt.Chart(alt.InlineData(values=values)).encode(
         x=alt.X("x:Q", scale=x, axis=alt.Axis(title=name, format=".2~f", tickCount=6)),
         y=alt.Y("y:Q", scale=y, axis=alt.Axis(title="share answered right" if points[0]["asked_id"] else "benchmark")),
-        color=alt.Color("colour:N", scale=None),
-        tooltip=[alt.Tooltip(f"{c}:N") for c in ("model", "x", "y", "where", "n", "job")],
+        color=alt.Color(
+            "family:N",
+            scale=colours,
+            legend=alt.Legend(title="family", orient="bottom", symbolType="circle") if legend else None,
+        ),
+        tooltip=[alt.Tooltip(f"{c}:N") for c in ("model", "family", "x", "y", "where", "n", "job")],
     )
     right = [v for v in values if v["x"] <= sum(x.domain) / 2]
     left = [v for v in values if v["x"] > sum(x.domain) / 2]
@@ -115,16 +124,15 @@ def _panel(points: Sequence[Row], column: str, name: str, found: Correlation | N
         base.mark_point(filled=True, size=80, opacity=1).encode(shape=alt.Shape("shape:N", scale=None)),
     ]
     named = (
-        (right, base.mark_text(align="left", dx=9, fontSize=10)),
-        (left, base.mark_text(align="right", dx=-9, fontSize=10)),
+        (right, base.mark_text(align="left", dx=6, dy=-8, fontSize=10)),
+        (left, base.mark_text(align="right", dx=-6, dy=-8, fontSize=10)),
     )
     for some, drawn in named:
         texts = drawn.encode(text="model:N", y=alt.Y("label_y:Q", scale=y))
         texts.data = alt.InlineData(values=some)
         marks.append(texts)
-    told = [f"n = {len(values)} models"] if found is None else _told(found)
     made: alt.LayerChart | alt.FacetChart = alt.layer(*marks).properties(
-        width=_SIZE, height=_SIZE, title=alt.TitleParams(told, fontSize=11, fontWeight="normal", frame="bounds")
+        width=_SIZE, height=_SIZE, title=alt.TitleParams(list(told), fontSize=11, fontWeight="normal", frame="bounds")
     )
     return made
 
@@ -162,14 +170,17 @@ def finding(found: Correlation, column: str, task: str, n: int) -> str:
     return f"Models that {what} answer {'better' if found.spearman > 0 else 'worse'} ({p})."
 
 
-def _told(found: Correlation) -> list[str]:
-    lines = [f"n = {found.n} models of {found.families} famil{'y' if found.families == 1 else 'ies'}"]
+def _told(found: Correlation, families: Sequence[str]) -> list[str]:
+    several = len(families) > 1
+    lines = [f"n = {found.n} models of {f'{found.families} families' if several else f'one family, {families[0]}'}"]
     for name, r, interval, p, without in (
         ("Pearson", found.pearson, found.pearson_interval, found.pearson_p, found.pearson_without),
         ("Spearman", found.spearman, found.spearman_interval, found.spearman_p, found.spearman_without),
     ):
         range_ = (
-            "" if math.isnan(without[0]) else f"; without one family {_number(without[0])} to {_number(without[1])}"
+            ""
+            if math.isnan(without[0])
+            else f"; without one {'family' if several else 'model'} {_number(without[0])} to {_number(without[1])}"
         )
         lines.append(f"{name} {_number(r)}{_pair(interval)}, p {_p(p)}{range_}")
     return lines
@@ -185,17 +196,18 @@ def _of_images(models: Sequence[Row], images: pl.DataFrame) -> alt.VConcatChart:
     first = parts[0][0]
     found = [over_images(part) for part in parts]
     scores = [alt.hconcat(*(_bins(p, f) for p, f in row), spacing=40) for row in _twos(parts, found)]
-    what = f"Image by image, {first['task']} and answers: " + "; ".join(
-        f"{part[0]['model_name']} {_relation(one)}" for part, one in zip(parts, found, strict=True)
-    )
+    what = [
+        f"Image by image, {first['task']} and answers: {part[0]['model_name']} {_relation(one)}"
+        for part, one in zip(parts, found, strict=True)
+    ]
     subtitle = [
         f"x: {first['dataset_name']}, an image's mean score at the layer and head that were chosen most often",
         f"y: {first['y_name']}, not adjusted for kinds of question",
         "points: a fifth of the images each; bars: 95 % intervals by cluster",
         "p: permutation of images (of clusters where they hold several), two-sided, each test by itself",
-        *_jobs([part[0] for part in parts]),
+        _jobs([part[0] for part in parts]),
     ]
-    return _page(scores, f"{_too_few(models)}{what}.", subtitle)
+    return _page(scores, [_too_few(models), *what], subtitle)
 
 
 def over_images(rows: Sequence[Row]) -> Correlation:
@@ -232,7 +244,7 @@ def _wilson(found: Interval) -> tuple[float, float]:
 
     One a cluster where clusters do not differ (all right, say): the error would have it that nothing is uncertain.
     """
-    share, error = found.mean, (found.high - found.low) / (2 * NORMAL)
+    share, error = found.mean, found.error
     n = share * (1 - share) / error**2 if error > 0 else found.clusters
     centre = (share + NORMAL**2 / (2 * n)) / (1 + NORMAL**2 / n)
     wide = NORMAL * math.sqrt(share * (1 - share) / n + NORMAL**2 / (4 * n * n)) / (1 + NORMAL**2 / n)
@@ -284,13 +296,7 @@ def _relation(found: Correlation) -> str:
 
 def _too_few(models: Sequence[Row]) -> str:
     have = f"{len(models) or 'No'} model{'s' if len(models) != 1 else ''} {'have' if len(models) != 1 else 'has'}"
-    return f"{have} both numbers: nothing can be concluded over models ({FEWEST} are needed). "
-
-
-def _families(models: Sequence[Row]) -> list[str]:
-    """What is left out together: architectures, or, where all are of one, a checkpoint with its twins."""
-    key = "family" if len({r["family"] for r in models}) > 1 else "base_name"
-    return [r[key] for r in models]
+    return f"{have} both numbers: nothing can be concluded over models ({FEWEST} are needed)."
 
 
 def _part(row: Row) -> str:
@@ -310,19 +316,18 @@ def _without_interval(row: Row) -> str:
     return "" if row["asked_id"] else "; the imported numbers say none"
 
 
-def _jobs(rows: Sequence[Row]) -> list[str]:
+def _jobs(rows: Sequence[Row]) -> str:
     jobs = ", ".join(
         f"{r['id'][:8]}{' and ' + r['asked_id'][:8] if r['asked_id'] else ''} {r['model_name']}".replace(" ", "\u00a0")
         for r in rows
     )
-    return textwrap.wrap(f"jobs: {jobs}", 130, break_on_hyphens=False)
+    return f"jobs: {jobs}"
 
 
-def _page(panels: Sequence[Any], title: str, subtitle: list[str]) -> alt.VConcatChart:
-    made: alt.VConcatChart = alt.vconcat(
-        *panels, spacing=30, padding=16, title=alt.TitleParams(textwrap.wrap(title, 100), subtitle=subtitle, offset=16)
-    )
-    return made
+def _page(panels: Sequence[Any], findings: Sequence[str], subtitle: Sequence[str]) -> alt.VConcatChart:
+    title = alt.TitleParams(wrapped(findings, 100), subtitle=wrapped(subtitle, 130), offset=16)
+    made: alt.VConcatChart = alt.vconcat(*panels, spacing=30, padding=16, title=title)
+    return styled(made, [[one] for one in findings])
 
 
 def _twos(parts: list[list[Row]], found: list[Correlation]) -> list[list[tuple[list[Row], Correlation]]]:

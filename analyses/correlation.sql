@@ -12,10 +12,11 @@
 -- A row of level `model` is a language model, with its random twins and checkpoints of its training (not with blank images:
 -- that is no other model). `x` is the value of the best layer and head, chosen on one half of the clusters and reported on
 -- the other (view chosen); `gain` that of the image values less the projector's, paired by sample as in encoder.sql; `y` the
--- mean over groups of questions as in the view answers_by_group, with an error by cluster. All models are scored on the same
--- samples and asked the same questions, of all that there are those with most models; no prefix or intervention, native grid.
--- With fewer than 5 models that have x and y there are rows of level `image`: x is the mean score of the samples on an
--- image, at the layer and head that were chosen most often, y the share of the questions about it that are answered right.
+-- mean over groups of questions as in the view answers_by_group, with an error by cluster (where none differ, Wilson's).
+-- All models are scored on the same samples and asked the same questions, of all that there are those with most models; no
+-- prefix or intervention, native grid. With fewer than 5 models that have x and y there are rows of level `image`: x is the mean
+-- score of the samples on an image, at the layer and head that were chosen most often, y the share of the questions about
+-- it that are answered right.
 WITH decoders AS (
     SELECT * FROM newest
     WHERE model IN (SELECT model FROM layers WHERE stage = 'decoder') AND variant NOT LIKE 'blank%'
@@ -46,8 +47,11 @@ question_parts AS (
     SELECT job, cluster, sum((is_right - mean) / (kinds.n * kinds)) AS e FROM graded JOIN kinds USING (job, grp) GROUP BY ALL
 ),
 accuracies AS (
-    SELECT job, any_value(y) AS y, any_value(n) AS n_y,
-        if(count(*) > 1, sqrt(count(*) / (count(*) - 1) * sum(e * e)) * t975(count(*) - 1), NULL) AS wide
+    SELECT job, any_value(y) AS y, any_value(n) AS n_y, count(*) AS clusters,
+        if(clusters > 1, sqrt(clusters / (clusters - 1) * sum(e * e)) * t975(clusters - 1), NULL) AS wide,
+        -- All wrong, or all right, is not certain: Wilson's interval of a question a cluster.
+        if(wide = 0, wilson_low(any_value(y) * clusters, clusters), any_value(y) - wide) AS y_low,
+        if(wide = 0, wilson_high(any_value(y) * clusters, clusters), any_value(y) + wide) AS y_high
     FROM question_parts JOIN (SELECT job, avg(mean) AS y, sum(n)::INTEGER AS n FROM kinds GROUP BY job) AS overall USING (job)
     GROUP BY job
 ),
@@ -65,7 +69,7 @@ imported AS (
     ) = 1
 ),
 perception AS (
-    SELECT asked.checkpoint, asked.family, asked.variant, asked.id AS asked_id, y, y - wide AS y_low, y + wide AS y_high, n_y,
+    SELECT asked.checkpoint, asked.family, asked.variant, asked.id AS asked_id, y, y_low, y_high, n_y,
         dataset_name || ' questions, ' || if($measure = 'likelihood', 'likeliest letter', 'what was written') AS y_name
     FROM asked JOIN accuracies USING (job) JOIN asked_set USING (dataset, selection)
     WHERE $benchmark IS NULL
@@ -127,12 +131,15 @@ pairs AS MATERIALIZED (
     WHERE one.stage = 'decoder' AND other.stage = 'projector'
 ),
 groups AS (
-    SELECT job, grp, sum(w1) AS sw1, sum(w1 * v1) / sw1 AS m1, sum(w2) AS sw2, sum(w2 * v2) / sw2 AS m2
+    SELECT job, grp, count(DISTINCT cluster) AS k, sum(w1) AS sw1, sum(w1 * v1) / sw1 AS m1, sum(w2) AS sw2,
+        sum(w2 * v2) / sw2 AS m2
     FROM pairs GROUP BY ALL
 ),
 sizes AS (SELECT job, count(*) AS g, avg(m1 - m2) AS gain FROM groups GROUP BY job),
-pair_parts AS (
-    SELECT job, cluster, sum((w1 * (v1 - m1) / sw1 - w2 * (v2 - m2) / sw2) / g) AS e
+pair_parts AS ( -- of a group of one cluster, how far it lies from the mean, as in encoder.sql
+    SELECT job, cluster, sum(
+        if(k > 1, w1 * (v1 - m1) / sw1 - w2 * (v2 - m2) / sw2, w1 / sw1 * (m1 - m2 - gain)) / g
+    ) AS e
     FROM pairs JOIN groups USING (job, grp) JOIN sizes USING (job) GROUP BY ALL
 ),
 gains AS (
@@ -187,7 +194,7 @@ pictured AS (
 )
 SELECT
     'model' AS level, dataset_name, task, set_of_parameters, subjects.metric, y_name, model_name, family, variant,
-    regexp_replace(model_name, '@.*$', '') AS base_name, id, asked_id, NULL::INTEGER AS image, '' AS cluster,
+    id, asked_id, NULL::INTEGER AS image, '' AS cluster,
     coalesce($part, 'value') AS part, x, low AS x_low, high AS x_high, gain, gain - wide AS gain_low, gain + wide AS gain_high,
     y, y_low, y_high, points.n, subjects.of, points.n_clusters, n_y, layer, head, wins, choices
 FROM points JOIN subjects USING (job)
@@ -195,7 +202,7 @@ UNION ALL
 SELECT
     'image', dataset_name, task, set_of_parameters, metric,
     dataset_name || ' questions, ' || if($measure = 'likelihood', 'likeliest letter', 'what was written'), model_name, family,
-    variant, regexp_replace(model_name, '@.*$', ''), id, asked_id, image, cluster,
+    variant, id, asked_id, image, cluster,
     coalesce($part, 'value'), x, NULL, NULL, NULL, NULL, NULL, y, NULL, NULL,
     n_x, pictured.of, NULL, n_y, layer, head, wins, choices
 FROM pictured

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
 import polars as pl
 
+from vkvdb.charting import styled, wrapped
+
 Row = dict[str, Any]
 
 _ROW = 22  # pixels
 _WIDTH = 430
-_INK, _GREY = "#333333", "#767676"
+_GREY = "#767676"
 _PLACES = {  # place: (label, colour); those of an encoder begin with `encoder`
     "subject": ("image values, best head", "#0072B2"),
     "tower": ("its vision tower", "#B87F00"),
@@ -23,6 +24,7 @@ _PLACES = {  # place: (label, colour); those of an encoder begin with `encoder`
     "random weights": ("random weights", _GREY),
     "blank image": ("blank image", _GREY),
     "raw pixels": ("raw pixels", _GREY),
+    "colour statistics": ("colour statistics", _GREY),
 }
 _ENCODER = "#009E73"
 
@@ -30,12 +32,9 @@ _ENCODER = "#009E73"
 def chart(rows: pl.DataFrame) -> alt.VConcatChart:
     """A panel for each task of each model, one above the other."""
     keys = ["dataset_name", "task", "set_of_parameters", "metric", "subject_name", "subject"]
-    panels = [panel(part.to_dicts()) for part in rows.partition_by(keys, maintain_order=True)]
-    made: alt.VConcatChart = alt.vconcat(*panels, spacing=36, padding=16)
-    axis = {"labelColor": _INK, "titleColor": _INK, "gridColor": "#EEEEEE", "domainColor": "#AAA", "tickColor": "#AAA"}
-    title = {"anchor": "start", "frame": "group", "color": "#111", "subtitleColor": "#555"}
-    made.config = alt.Config(view={"stroke": None}, axis=axis, title={**title, "fontSize": 14, "subtitleFontSize": 11})
-    return made
+    parts = [part.to_dicts() for part in rows.partition_by(keys, maintain_order=True)]
+    made: alt.VConcatChart = alt.vconcat(*(panel(part) for part in parts), spacing=36, padding=16)
+    return styled(made, ([finding(part)] for part in parts))
 
 
 def panel(rows: Sequence[Row]) -> alt.LayerChart | alt.FacetChart:
@@ -61,6 +60,8 @@ def panel(rows: Sequence[Row]) -> alt.LayerChart | alt.FacetChart:
         for r in sorted(rows, key=lambda r: (-r["value"], r["place"]))
     ]
     top = max(v["high"] for v in values) * 1.02
+    if max(v["value"] for v in values) <= 1:  # a share; the interval of two clusters may reach beyond
+        top = min(top, 1.02)
     base = alt.Chart(alt.InlineData(values=values)).encode(
         y=alt.Y(
             "y:N",
@@ -83,14 +84,14 @@ def panel(rows: Sequence[Row]) -> alt.LayerChart | alt.FacetChart:
         for at, words in ((_WIDTH + 14, "mean of two-fold choices"), (_WIDTH + 235, "image values less this, paired"))
     ]
     marks = [
-        base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=scale), x2="high:Q"),
+        base.mark_rule(strokeWidth=2, clip=True).encode(x=alt.X("low:Q", scale=scale), x2="high:Q"),
         base.mark_point(filled=True, size=70, opacity=1).encode(x=x),
         base.mark_tick(thickness=1, size=10, opacity=0.6).encode(x=alt.X("in_sample:Q", scale=scale)),
     ]
     made: alt.LayerChart | alt.FacetChart = alt.layer(*marks, *texts).properties(
         width=_WIDTH,
         height=_ROW * len(values),
-        title=alt.TitleParams(textwrap.wrap(finding(rows), 110), subtitle=_subtitle(rows, first), offset=18),
+        title=alt.TitleParams(wrapped([finding(rows)], 110), subtitle=_subtitle(rows, first), offset=18),
     )
     return made
 
@@ -129,14 +130,14 @@ def _subtitle(rows: Sequence[Row], first: Row) -> list[str]:
     jobs = ", ".join(dict.fromkeys(f"{r['id'][:8]} {r['model_name']}" for r in rows))
     return [
         f"{first['dataset_name']}{parameters}, {counted}; bars: 95 % intervals by cluster; small tick: in-sample best",
-        *textwrap.wrap(f"jobs: {jobs}", 140, break_on_hyphens=False),
+        *wrapped([f"jobs: {jobs}"], 140),
     ]
 
 
 def _where(row: Row) -> str:
     if not row["is_chosen"]:
         return f"(layer {row['layer']}, fixed)"
-    if row["choices"] is None or row["place"] in ("tower", "projector", "raw pixels"):
+    if row["choices"] is None or row["place"] in ("tower", "projector", "raw pixels", "colour statistics"):
         return ""
     head = f" head {row['head']}" if row["head"] >= 0 else ""
     return f"(layer {row['layer']}{head} in {row['wins']} of {row['choices']})"

@@ -41,6 +41,7 @@ members AS (
         CASE
             WHEN other.job = subjects.job THEN 'own'
             WHEN other.family = 'pixels' THEN 'raw pixels'
+            WHEN other.family = 'colours' THEN 'colour statistics'
             WHEN is_twin AND other.variant LIKE 'random-decoder%' THEN 'random decoder' || other.seed_of_twin
             WHEN is_twin AND other.variant LIKE 'random%' THEN 'random weights' || other.seed_of_twin
             WHEN is_twin AND other.variant = 'blank' THEN 'blank image'
@@ -58,7 +59,7 @@ places AS (
             WHEN member = 'own' AND stage = 'decoder' THEN if(part = coalesce($part, 'value'), 'subject', NULL)
             WHEN member = 'own' THEN if(stage = 'encoder', 'tower', stage)
             WHEN member = 'encoder' THEN if(stage = 'encoder', 'encoder ' || model_name, NULL)
-            WHEN member = 'raw pixels' THEN if(stage = 'encoder', member, NULL)
+            WHEN member IN ('raw pixels', 'colour statistics') THEN if(stage = 'encoder', member, NULL)
             WHEN stage = 'decoder' AND part = coalesce($part, 'value') THEN member
         END AS place
     FROM members JOIN metrics USING (job)
@@ -105,12 +106,15 @@ pairs AS MATERIALIZED (
     WHERE one.place = 'subject' AND other.place <> 'subject'
 ),
 groups AS (
-    SELECT subject, place, grp, sum(w1) AS sw1, sum(w1 * v1) / sw1 AS m1, sum(w2) AS sw2, sum(w2 * v2) / sw2 AS m2
+    SELECT subject, place, grp, count(DISTINCT cluster) AS k, sum(w1) AS sw1, sum(w1 * v1) / sw1 AS m1, sum(w2) AS sw2,
+        sum(w2 * v2) / sw2 AS m2
     FROM pairs GROUP BY ALL
 ),
 sizes AS (SELECT subject, place, count(*) AS g, avg(m1 - m2) AS difference FROM groups GROUP BY ALL),
-residuals AS (
-    SELECT subject, place, cluster, sum((w1 * (v1 - m1) / sw1 - w2 * (v2 - m2) / sw2) / g) AS e
+residuals AS ( -- a group of one cluster says nothing of its own error: there it is how far the group lies from the mean
+    SELECT subject, place, cluster, sum(
+        if(k > 1, w1 * (v1 - m1) / sw1 - w2 * (v2 - m2) / sw2, w1 / sw1 * (m1 - m2 - difference)) / g
+    ) AS e
     FROM pairs JOIN groups USING (subject, place, grp) JOIN sizes USING (subject, place)
     GROUP BY ALL
 ),

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import altair as alt
 import numpy as np
 import polars as pl
 
-from vkvdb.agnostic import FLOOR, Found, Head, find, heads_cut, knockouts
+from vkvdb.agnostic import FLOOR, TO_IMAGE, TO_TEXT, Edges, Found, Head, above_last, find, heads_cut, knockouts
+from vkvdb.charting import INK, styled, wrapped
 from vkvdb.errors import NothingToDraw
 from vkvdb.statistics import Interval, difference, mcnemar
 
@@ -27,21 +27,18 @@ _CELL = 18  # pixels, and more where there are few layers
 _WIDTH = 520
 _POINTS = 260
 _BINS = 16
-_GROUP, _REST, _TWIN, _INK = "#D55E00", "#0072B2", "#767676", "#333333"
+_GROUP, _REST, _TWIN = "#D55E00", "#0072B2", "#767676"
 _MAPS = (("model", False, "as keys are"), ("model", True, "key bias subtracted"), ("random", False, "random twin"))
 
 
 def chart(rows: pl.DataFrame) -> alt.VConcatChart:
     """All models, one below the other. Raises NothingToDraw where none was calibrated."""
     subjects = rows.filter(kind="head")["subject"].unique(maintain_order=True).to_list()
-    drawn = [_Model(rows.filter(subject=subject)).draw() for subject in subjects]
-    if not drawn:
+    models = [_Model(rows.filter(subject=subject)) for subject in subjects]
+    if not models:
         raise NothingToDraw(what="keys", hint="type: vkvdb calibrate --model MODEL")
-    axis = {"labelColor": _INK, "titleColor": _INK, "gridColor": "#EEEEEE", "domainColor": "#AAA", "tickColor": "#AAA"}
-    title = {"anchor": "start", "frame": "group", "color": "#111", "subtitleColor": "#555"}
-    made: alt.VConcatChart = alt.vconcat(*drawn, spacing=48, padding=16)
-    made.config = alt.Config(view={"stroke": None}, axis=axis, title={**title, "fontSize": 14, "subtitleFontSize": 11})
-    return made
+    made: alt.VConcatChart = alt.vconcat(*(one.draw() for one in models), spacing=48, padding=16)
+    return styled(made, (one.finding() for one in models))
 
 
 class _Model:
@@ -59,6 +56,7 @@ class _Model:
         self.s = {(r["layer"], r["head"]): r["value"] for r in self.rows[self.asked] if r["half"] == 0}
         self.scores = rows.filter(kind="score")
         self.answers = rows.filter(kind="answer")
+        self.downstream = rows.filter(kind="downstream")
 
     @property
     def group(self) -> Found:
@@ -73,14 +71,15 @@ class _Model:
         panels: list[Any] = [alt.concat(*drawn, columns=beside, spacing=16).resolve_legend(color="independent")]
         panels += [self._histogram()]
         if self.group.heads:
-            panels += self._compared() + self._cut()
-        title = alt.TitleParams(self._finding(), subtitle=self._subtitle())
+            panels += self._compared() + self._answers() + self._values()
+        title = alt.TitleParams(wrapped(self.finding(), 110), subtitle=self._subtitle())
         made: alt.VConcatChart = alt.vconcat(*panels, spacing=22, title=title).resolve_legend(color="independent")
         return made
 
     # --- words ---
 
-    def _finding(self) -> list[str]:
+    def finding(self) -> list[str]:
+        """What is found in the model, and in its random twin."""
         found, name = self.group, self.first["subject_name"]
         total = len(self.s)
         if found.heads:
@@ -90,9 +89,25 @@ class _Model:
             first = f"{name}: no group of input-agnostic keys among {total} heads ({found.why})"
         twin = self.found.get(("random", False))
         if twin is None:
-            return [first, "no random twin was calibrated beside it"]
-        same = f"has such a group too: {len(twin.heads)} heads" if twin.heads else f"has none ({twin.why})"
-        return [first, f"its random twin {same}"]
+            beside = "no random twin was calibrated beside it"
+        elif twin.heads:
+            beside = f"its random twin has such a group too: {len(twin.heads)} heads"
+        else:
+            beside = f"its random twin has none ({twin.why})"
+        return [first, beside, *(self._effects() if found.heads else [])]
+
+    def _effects(self) -> Iterator[str]:
+        """What cutting the group changes, beside as many random heads of its layers."""
+        changed = (
+            ("text -> image", self._cut_answers(), "the accuracy of answers"),
+            ("image -> image", self._cut_values(), "what values of later layers score"),
+        )
+        for cut, rows, what in changed:
+            for own in (r for r in rows if r["name"] == "agnostic"):
+                drawn = [r for r in rows if r["of"] == own["of"] and r["name"].startswith("random")]
+                apart = "" if own["low"] > 0 or own["high"] < 0 else ", not told apart from none"
+                beside = f"; as many random heads: {_range(drawn)}" if drawn else "; no control was run"
+                yield f"cutting {cut} there changes {what} ({own['of']}) by {_told(own)}{apart}{beside}"
 
     def _subtitle(self) -> list[str]:
         first, found = self.first, self.group
@@ -114,11 +129,13 @@ class _Model:
         if found.heads:
             told += [] if len(self.scores) else ["values: not scored yet (vkvdb score --task ...)"]
             told += [] if len(self.answers) else ["answers: no knockout was asked yet (vkvdb knockout)"]
+            if not len(self.downstream):
+                told.append("values of later layers: no knockout was scored yet (vkvdb knockout --task correspondence)")
         else:
             told.append("there is no group: neither values are compared nor anything is cut")
         jobs = {r["id"][:8]: r["model_name"] for those in self.rows.values() for r in those}
         told.append("jobs: " + ", ".join(f"{job} {name}" for job, name in jobs.items()))
-        return [line for text in told for line in textwrap.wrap(text, 120, break_on_hyphens=False)]
+        return wrapped(told, 120)
 
     # --- S ---
 
@@ -184,8 +201,8 @@ class _Model:
             if 10**low < at < 10**high:
                 one = alt.Chart(alt.InlineData(values=[{"from": at, "label": label}])).encode(x=x)
                 marks += [
-                    one.mark_rule(color=_INK, strokeDash=dash),
-                    one.mark_text(color=_INK, align=side, dx=3 if side == "left" else -3, fontSize=10).encode(
+                    one.mark_rule(color=INK, strokeDash=dash),
+                    one.mark_text(color=INK, align=side, dx=3 if side == "left" else -3, fontSize=10).encode(
                         y=alt.value(-5), text="label:N"
                     ),
                 ]
@@ -216,45 +233,121 @@ class _Model:
         title = f"values of the {len(self.group.heads)} heads, {how}"
         return [_points(rows, title, "difference of the score")]
 
-    def _cut(self) -> list[Any]:
-        """Accuracy of answers under each knockout minus that without."""
+    def _names(self, edges: Edges) -> dict[frozenset[Head], str]:
+        """{heads that are cut: what the condition is called}; of edges from image to image, above the last layer."""
+        s = above_last(self.s) if edges == TO_IMAGE else self.s
         names: dict[frozenset[Head], str] = {}
-        for name, texts in knockouts(self.group.heads, self.s, seed=0).items():
-            names.setdefault(heads_cut(texts, self.s), name)  # draws may be equal
-        rows = []
+        for name, texts in knockouts(self.group.heads & s.keys(), s, seed=0, edges=edges).items():
+            names.setdefault(heads_cut(texts, self.s, edges), name)  # draws may be equal
+        return names
+
+    def _cut_answers(self) -> list[Row]:
+        """Accuracy of answers under each knockout minus that without, in the order of conditions."""
+        names, rows = self._names(TO_TEXT), []
         for part in self.answers.partition_by(["dataset_name", "condition", "id"], maintain_order=True):
             one = part.row(0, named=True)
             cut = heads_cut(json.loads(one["condition"]), self.s)
             before, after = (part[c].to_numpy().astype(float) for c in ("right_before", "right_after"))
             found = difference(after, before, 1.0, np.zeros(len(part)), part["cluster"])
             lost, gained = int((before > after).sum()), int((before < after).sum())
-            name = names.get(cut) or ("others of these layers" if self._is_control(cut) else "another cut")
+            name = names.get(cut) or _other(cut, self.group.heads)
             words = f"{name} ({len(cut)} heads), {one['dataset_name']}"
             test = f"{before.mean():.2f} to {after.mean():.2f}, McNemar p = {mcnemar(lost, gained):.3g}"
-            rows.append({**_interval(found), "name": name, "what": words, "against": test})
+            rows.append({**_interval(found), "name": name, "of": one["dataset_name"], "what": words, "against": test})
+        return _ordered(rows, names.values())
+
+    def _answers(self) -> list[Any]:
+        rows = self._cut_answers()
+        title = "accuracy of answers when text -> image is cut, minus that without (paired by question, 95 % intervals)"
+        return [_points(rows, title, "difference of accuracy")] if rows else []
+
+    def _cut_values(self, *, by_layer: bool = False) -> list[Row]:
+        """What image values score under each knockout minus what they score without: later layers, or every layer."""
+        names, rows = self._names(TO_IMAGE), []
+        own = self.group.heads & above_last(self.s).keys()
+        layers = pl.col("layer").is_not_null() if by_layer else pl.col("layer").is_null()
+        for one in self.downstream.filter(layers).to_dicts():
+            cut = heads_cut(json.loads(one["condition"]), self.s, TO_IMAGE)
+            name = names.get(cut) or _other(cut, own)
+            parameters = "" if one["set_of_parameters"] == "{}" else f" {one['set_of_parameters']}"
+            of = f"{one['task']}{parameters}, {one['dataset_name']}, {one['metric']}"
+            ends = {end: one["value"] if one[end] is None else one[end] for end in ("low", "high")}
+            counts = {"n": one["n"], "clusters": one["n_clusters"], "layer": one["layer"], "job": one["id"][:8]}
+            told = {"against": f"{one['score_before']:.3f} to {one['score_after']:.3f}"}
+            words = {"name": name, "of": of, "what": f"{name} ({len(cut)} heads), {of}"}
+            rows.append({**counts, **ends, **told, **words, "value": one["value"]})
+        return _ordered(rows, names.values())
+
+    def _values(self) -> list[Any]:
+        """What values of later layers lose: by condition, and by layer."""
+        rows, curves = self._cut_values(), self._cut_values(by_layer=True)
         if not rows:
             return []
-        order = {name: place for place, name in enumerate(names.values())}
-        rows.sort(key=lambda r: order.get(r["name"], len(order)))
-        title = "accuracy of answers when text -> image is cut, minus that without (paired by question, 95 % intervals)"
-        return [_points(rows, title, "difference of accuracy")]
+        title = [
+            "what image values score when image -> image is cut, minus what they score without: mean over all heads",
+            "of the layers after the first one that the group is cut in (paired by sample, 95 % intervals)",
+        ]
+        tasks = dict.fromkeys(r["of"] for r in rows)
+        by_layer = [_curves([r for r in curves if r["of"] == of], of) for of in tasks]
+        return [_points(rows, title, "difference of the score"), *by_layer]
 
-    def _is_control(self, cut: frozenset[Head]) -> bool:
-        """Whether these are as many other heads of the group's layers: a draw by another seed."""
-        layers = [sorted(layer for layer, _ in heads) for heads in (cut, self.group.heads)]
-        return layers[0] == layers[1] and not cut & self.group.heads
+
+def _other(cut: frozenset[Head], group: frozenset[Head]) -> str:
+    """What a cut is called that is no condition by the seed 0: as many other heads of the group's layers are a draw."""
+    layers = [sorted(layer for layer, _ in heads) for heads in (cut, group)]
+    return "others of these layers" if layers[0] == layers[1] and not cut & group else "another cut"
+
+
+def _ordered(rows: list[Row], names: Iterable[str]) -> list[Row]:
+    order = {name: place for place, name in enumerate(names)}
+    return sorted(rows, key=lambda r: (r["of"], order.get(r["name"], len(order))))
+
+
+def _told(row: Row) -> str:
+    return f"{_signed(row['value'])} [{_signed(row['low'])}, {_signed(row['high'])}], n = {row['n']}"
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 3) + 0.0:+.3f}"  # adding 0 makes -0 plain
+
+
+def _range(rows: Sequence[Row]) -> str:
+    values = [_signed(value) for value in sorted(r["value"] for r in rows)]
+    return values[0] if len(values) == 1 else f"{values[0]} to {values[-1]} in {len(values)} draws"
 
 
 def _interval(found: Interval) -> Row:
     return {"value": found.mean, "low": found.low, "high": found.high, "n": found.n, "clusters": found.clusters}
 
 
-def _points(rows: Sequence[Mapping[str, Any]], title: str, axis: str) -> Any:
+def _curves(rows: Sequence[Row], of: str) -> Any:
+    """The difference layer by layer: the group, random draws and those that depend most on the image; not all heads."""
+    colours = {"agnostic": _GROUP, "dependent": _REST}
+    shown = [{**r, "colour": colours.get(r["name"], _TWIN)} for r in rows if r["name"] != "all"]
+    last = max(r["layer"] for r in shown)
+    step = next(s for s in (1, 2, 4, 8, 16, 32, 64) if last / s <= 16)
+    axis = alt.Axis(title="decoder layer", values=list(range(0, last + 1, step)), grid=False)
+    x = alt.X("layer:Q", scale=alt.Scale(domain=[0, max(1, last)], nice=False), axis=axis)
+    y = alt.Y("value:Q", axis=alt.Axis(title="difference of the score", tickCount=5))
+    told = [alt.Tooltip(f"{c}:N") for c in ("name", "layer", "value", "low", "high", "n", "clusters", "job")]
+    zero = alt.Chart(alt.InlineData(values=[{"y": 0}])).mark_rule(color="#999", strokeDash=[3, 3]).encode(y="y:Q")
+    marks = [zero]
+    for colour in (_TWIN, _REST, _GROUP):  # the group last, so on top
+        those = [r for r in shown if r["colour"] == colour]
+        base = alt.Chart(alt.InlineData(values=those)).encode(x=x, detail="job:N", tooltip=told)
+        if colour == _GROUP:
+            marks.append(base.mark_area(color=colour, opacity=0.2).encode(y="low:Q", y2="high:Q"))
+        point = alt.OverlayMarkDef(size=22, color=colour)
+        marks.append(base.mark_line(color=colour, strokeWidth=1 if colour == _TWIN else 2, point=point).encode(y=y))
+    words = "orange the group with its interval, blue the heads that depend most on the image, grey random ones"
+    title = alt.TitleParams(f"the same by layer: {of}", subtitle=words, fontSize=12)
+    made: Any = alt.layer(*marks).properties(width=_WIDTH, height=170, title=title)
+    return made
+
+
+def _points(rows: Sequence[Mapping[str, Any]], title: str | list[str], axis: str) -> Any:
     """A line of points with intervals a row, and zero."""
-    values = []
-    for r in rows:
-        interval = f"{r['value']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}], n = {r['n']}"
-        values.append({**r, "label": f"{r['what']}, {r['against']}: {interval}"})
+    values = [{**r, "label": f"{r['what']}, {r['against']}: {_told(dict(r))}"} for r in rows]
     y = alt.Y("label:N", sort=None, axis=None)
     base = alt.Chart(alt.InlineData(values=values)).encode(y=y)
     zero = alt.Chart(alt.InlineData(values=[{"x": 0}])).mark_rule(color="#999", strokeDash=[3, 3]).encode(x="x:Q")

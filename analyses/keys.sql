@@ -5,10 +5,13 @@
 -- $task: values' scores of this task only
 -- $unbiased: true for the group that is found with the key projection's bias subtracted; else as keys are
 --
--- Jobs: newest; of several calibrate jobs of a model, that of most images, then the latest. Rows are of three kinds:
+-- Jobs: newest; of several calibrate jobs of a model, that of most images, then the latest. Rows are of four kinds:
 -- `head`, S of a (layer, head) of the model or of its random twin (`role`), in all images and in two halves; `score`, a
 -- sample's scores of values, averaged over the heads below Otsu's cut on log S (`lower`), over all others (`other`) and
--- over the others in the same layers (`beside`); `answer`, a question answered as ever and under a knockout.
+-- over the others in the same layers (`beside`); `answer`, a question answered as ever and under a knockout of
+-- text -> image; `downstream`, what the image values of a layer score under a knockout of image -> image, less what they
+-- score without: the mean over the layer's heads, paired by sample, with its 95 % interval by cluster; without a layer, the
+-- mean over all layers after the first one that has a head below the cut.
 WITH calibrated AS (
     SELECT *, regexp_replace(model_name, '@random(:\d+)?$', '') AS base_name
     FROM newest
@@ -97,7 +100,9 @@ asked AS (
 cut AS (
     SELECT * FROM asked
     WHERE json_array_length(interventions) > 0
-        AND len(list_filter(interventions::VARCHAR[], lambda text: NOT starts_with(text, 'knockout:text->image'))) = 0
+        AND len(list_filter(
+            interventions::VARCHAR[], lambda text: NOT regexp_matches(text, '^knockout:text->image(@|:|$)')
+        )) = 0
 ),
 pairs AS (
     SELECT whole.subject, whole.job AS whole, cut.job AS cut, cut.id, cut.dataset, cut.dataset_name,
@@ -109,6 +114,97 @@ pairs AS (
             IS NOT DISTINCT FROM (cut.square, cut.dtype, cut.quantisation, cut.tokens, cut.limited)
     WHERE json_array_length(whole.interventions) = 0
     QUALIFY row_number() OVER (PARTITION BY cut.job ORDER BY whole.finished DESC) = 1
+),
+-- Pairs of score jobs that differ in their interventions alone, all of which cut image -> image.
+read AS (
+    SELECT *, model AS subject, parameters::VARCHAR AS set_of_parameters, notes->>'$.metrics[0]' AS main
+    FROM newest
+    WHERE kind = 'score' AND model IN (SELECT model FROM subjects) AND list_contains(parts::VARCHAR[], 'value')
+        AND ($task IS NULL OR task = $task)
+),
+severed AS (
+    SELECT * FROM read
+    WHERE json_array_length(interventions) > 0
+        AND len(list_filter(
+            interventions::VARCHAR[], lambda text: NOT regexp_matches(text, '^knockout:image->image(@|:|$)')
+        )) = 0
+),
+read_pairs AS (
+    SELECT whole.subject, whole.job AS whole, severed.job AS cut, severed.main, severed.set_of_parameters,
+        severed.interventions::VARCHAR AS condition
+    FROM read AS whole JOIN severed
+        ON whole.model = severed.model AND whole.dataset = severed.dataset AND whole.selection = severed.selection
+        AND whole.task = severed.task AND whole.set_of_parameters = severed.set_of_parameters
+        AND whole.prefix = severed.prefix AND whole.view = severed.view AND whole.attention = severed.attention
+        AND (whole.square, whole.dtype, whole.quantisation, whole.limited)
+            IS NOT DISTINCT FROM (severed.square, severed.dtype, severed.quantisation, severed.limited)
+    WHERE json_array_length(whole.interventions) = 0
+    QUALIFY row_number() OVER (PARTITION BY severed.job ORDER BY whole.finished DESC) = 1
+),
+layer_scores AS MATERIALIZED (
+    SELECT scores.job, sites.layer, sample, metric, sum(value * weight) / sum(weight) AS v, avg(weight) AS w
+    FROM scores JOIN sites USING (site)
+    WHERE scores.job IN (SELECT whole FROM read_pairs UNION ALL SELECT cut FROM read_pairs)
+        AND sites.stage = 'decoder' AND sites.part = 'value' AND head >= 0 AND isfinite(value) AND weight > 0
+    GROUP BY ALL
+),
+changes AS MATERIALIZED (
+    SELECT cut, severed.layer, severed.metric, samples.grp, samples.cluster, whole.v AS v1, whole.w AS w1,
+        severed.v AS v2, severed.w AS w2
+    FROM read_pairs
+        JOIN layer_scores AS severed ON severed.job = cut AND severed.metric = coalesce(main, severed.metric)
+        JOIN layer_scores AS whole ON whole.job = read_pairs.whole AND whole.layer = severed.layer
+            AND whole.sample = severed.sample AND whole.metric = severed.metric
+        JOIN newest ON newest.job = cut
+        JOIN samples ON samples.dataset = newest.dataset AND samples.sample = severed.sample
+),
+change_groups AS (
+    SELECT cut, layer, metric, grp, count(*) AS n, count(DISTINCT cluster) AS k, sum(w1) AS sw1, sum(w1 * v1) / sw1 AS m1,
+        sum(w2) AS sw2, sum(w2 * v2) / sw2 AS m2
+    FROM changes GROUP BY ALL
+),
+change_layers AS (
+    SELECT cut, layer, metric, avg(m1) AS score_before, avg(m2) AS score_after, sum(n) AS n_samples, count(*) AS g
+    FROM change_groups GROUP BY ALL
+),
+change_parts AS ( -- a cluster's part of the difference's error; of a group of one cluster, how far it lies from the mean
+    SELECT cut, layer, metric, cluster, sum(if(
+        k > 1, w2 * (v2 - m2) / sw2 - w1 * (v1 - m1) / sw1, w1 / sw1 * (m2 - m1 - score_after + score_before)
+    )) / any_value(g) AS e
+    FROM changes JOIN change_groups USING (cut, layer, metric, grp) JOIN change_layers USING (cut, layer, metric)
+    GROUP BY cut, layer, metric, cluster
+),
+later AS ( -- the layers that the mean is over
+    SELECT cut, layer, metric, count(*) OVER (PARTITION BY cut, metric) AS n_layers
+    FROM change_layers
+        JOIN read_pairs USING (cut)
+        JOIN (SELECT subject, min(layer) AS first FROM sides WHERE is_lower GROUP BY subject) AS lowest USING (subject)
+    WHERE layer > first
+),
+downstream AS (
+    SELECT cut, layer, metric, any_value(score_before) AS score_before, any_value(score_after) AS score_after,
+        any_value(n_samples) AS n_samples, count(*) AS n_clusters, sum(e * e) AS squares
+    FROM change_parts JOIN change_layers USING (cut, layer, metric)
+    GROUP BY cut, layer, metric
+    UNION ALL
+    SELECT cut, NULL, metric, score_before, score_after, n_samples, n_clusters, squares
+    FROM (
+        SELECT cut, metric, avg(score_before) AS score_before, avg(score_after) AS score_after,
+            max(n_samples) AS n_samples
+        FROM change_layers JOIN later USING (cut, layer, metric) GROUP BY ALL
+    ) AS means JOIN (
+        SELECT cut, metric, count(*) AS n_clusters, sum(e * e) AS squares
+        FROM (
+            SELECT cut, metric, cluster, sum(e) / any_value(n_layers) AS e
+            FROM change_parts JOIN later USING (cut, layer, metric) GROUP BY cut, metric, cluster
+        ) AS over_layers
+        GROUP BY ALL
+    ) AS errors USING (cut, metric)
+),
+bounded AS (
+    SELECT *, score_after - score_before AS change,
+        if(n_clusters > 1, t975(n_clusters - 1) * sqrt(n_clusters / (n_clusters - 1) * squares), NULL) AS wide
+    FROM downstream
 )
 SELECT 'head' AS kind, *, coalesce($unbiased::BOOLEAN, false) AS group_unbiased, NULL::INTEGER AS sample, NULL AS task, NULL AS metric, NULL AS grp, NULL AS cluster,
     NULL::DOUBLE AS lower, NULL::DOUBLE AS lower_weight, NULL::DOUBLE AS other, NULL::DOUBLE AS other_weight,
@@ -127,4 +223,9 @@ FROM pairs JOIN answers AS before ON before.job = whole
     JOIN answers AS after ON after.job = cut AND after.sample = before.sample AND after.variant = before.variant
     JOIN samples ON samples.dataset = pairs.dataset AND samples.sample = before.sample
 WHERE before.variant = 0
+UNION ALL BY NAME
+SELECT 'downstream' AS kind, read_pairs.subject, cut AS job, newest.id, newest.dataset_name, newest.task,
+    read_pairs.set_of_parameters, metric, layer, condition, score_before, score_after, change AS value,
+    change - wide AS low, change + wide AS high, n_samples::INTEGER AS n, newest.of, n_clusters
+FROM bounded JOIN read_pairs USING (cut) JOIN newest ON newest.job = cut
 ORDER BY ALL

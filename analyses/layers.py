@@ -6,13 +6,13 @@ encoders that stand alone. Labels stand in one column at the right, pushed apart
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import altair as alt
 import polars as pl
 
+from vkvdb.charting import INK, styled, wrapped
 from vkvdb.errors import NothingToDraw
 
 Row = dict[str, Any]
@@ -32,11 +32,13 @@ _PARTS = {
 
 # Okabe and Ito's colours, which colour-blind people tell apart; shape and dash say the same again.
 _JOBS = ("#0072B2", "#CC79A7", "#56B4E9", "#000000", "#E69F00")
-_TOWER, _PROJECTOR, _ENCODER, _GREY, _INK = "#B87F00", "#D55E00", "#009E73", "#767676", "#333333"
+_TOWER, _PROJECTOR, _ENCODER, _GREY = "#B87F00", "#D55E00", "#009E73", "#767676"
 _RULES = {  # role: (label, colour, dash)
-    "ceiling": ("ceiling of the grid", _INK, [6, 3]),
+    "ceiling": ("ceiling of the grid", INK, [6, 3]),
     "pixels": ("raw pixels", _GREY, [4, 2]),
+    "colours": ("colour statistics", _GREY, [8, 2]),
     "position": ("same place (position only)", _GREY, [1, 3]),
+    "chance": ("chance", INK, [2, 2]),
 }
 # Fields that jobs of one panel may differ in, each with what its NULL means.
 _FIELDS = {
@@ -60,15 +62,12 @@ def chart(rows: pl.DataFrame) -> alt.VConcatChart:
     if not drawn:
         hint = "see vkvdb sql 'SELECT DISTINCT model_name, part FROM results'"
         raise NothingToDraw(what="the part that was asked for", hint=hint)
-    axis = {"labelColor": _INK, "titleColor": _INK, "gridColor": "#EEEEEE", "domainColor": "#AAA", "tickColor": "#AAA"}
-    title = {"anchor": "start", "frame": "group", "color": "#111", "subtitleColor": "#555"}
-    made: alt.VConcatChart = alt.vconcat(*drawn, spacing=48, padding=16)
-    made.config = alt.Config(view={"stroke": None}, axis=axis, title={**title, "fontSize": 14, "subtitleFontSize": 11})
-    return made
+    made: alt.VConcatChart = alt.vconcat(*(group for group, _ in drawn), spacing=48, padding=16)
+    return styled(made, (finding for _, finding in drawn))
 
 
-def _group(rows: pl.DataFrame) -> alt.VConcatChart | None:
-    """The panels of one model on one dataset and task, under one title."""
+def _group(rows: pl.DataFrame) -> tuple[alt.VConcatChart, list[str]] | None:
+    """The panels of one model on one dataset and task, under one title, and what the title says."""
     parts = {name: rows.filter(panel_part=name).to_dicts() for name in _PARTS}
     panels = [Panel(name, found) for name, found in parts.items() if any(r["role"] == "model" for r in found)]
     if not panels:
@@ -81,11 +80,12 @@ def _group(rows: pl.DataFrame) -> alt.VConcatChart | None:
         f"metric {first['metric']}" + (f": {first['title']}" if first["title"] else ""),
         f"{_counts(first)}; bands and bars are 95 % intervals by cluster; every best is chosen on the samples shown",
         "thick: each layer's best head; thin: every head; dashed: heads concatenated" if heads else "",
-        *textwrap.wrap(_jobs(rows, first), 140, break_on_hyphens=False),
+        *wrapped([_jobs(rows, first)], 140),
     ]
-    title = alt.TitleParams(best.finding(), subtitle=[line for line in subtitle if line])
+    finding = best.finding()
+    title = alt.TitleParams(wrapped(finding, 100), subtitle=[line for line in subtitle if line])
     made: alt.VConcatChart = alt.vconcat(*(p.draw() for p in panels), spacing=24, title=title)
-    return made
+    return made, finding
 
 
 class Panel:
@@ -101,12 +101,15 @@ class Panel:
         self.has_heads = any(r["head"] >= 0 for r in self.curves)
         self.last = max(1, *(r["layer"] for r in self.curves))
         self.unit = self.last / _SPAN  # layers a pixel: zones have a width in pixels
-        self.left = 96 if self.of("tower") else 12
+        self.left = 96 if self.of("tower") else 64 if self.of("projector") else 12
         self.encoders = self.tops("encoder")
         self.column = _SPAN + 34 + _STEP * len(self.encoders)  # pixels from layer 0 to the labels
         seen = [r for r in rows if r["role"] == "model" or r["is_best_of_layer"]]
         shown = [v for r in seen for v in (r["value"], r["low"], r["high"]) if v is not None]
         self.low, self.high = min(0.0, *shown), max(shown) * 1.03
+        points = [r["value"] for r in seen]
+        if min(points) >= 0 and max(points) <= 1:  # a share; the interval of two clusters may reach beyond
+            self.low, self.high = 0.0, min(1.0, max(shown)) * 1.03
 
     def of(self, role: str) -> list[Row]:
         """The rows of a role."""
@@ -114,7 +117,7 @@ class Panel:
 
     def own(self, role: str) -> list[Row]:
         """The one row of a role that the best job of the panel has, if it has one."""
-        return [r for r in self.tops(role) if r["job"] == self.best["job"] or role == "pixels"][:1]
+        return [r for r in self.tops(role) if r["job"] == self.best["job"] or role in ("pixels", "colours")][:1]
 
     def tops(self, role: str) -> list[Row]:
         """The best row of each job that plays a role."""
@@ -130,7 +133,7 @@ class Panel:
         others = [(role, r) for role in ("tower", "projector") for r in self.own(role)]
         others += [(r["model_name"], r) for r in self.encoders]
         others += [(_twin(r), r) for r in self.tops("random") + self.tops("blank")]
-        others += [(_RULES[role][0], r) for role in ("pixels", "position") for r in self.own(role)]
+        others += [(_RULES[role][0], r) for role in ("pixels", "colours", "position", "chance") for r in self.own(role)]
         said: dict[str, list[str]] = {"above": [], "not told apart from": [], "below": []}
         for name, other in others:
             said[_compared(self.best, other)].append(f"{name}{_TIED}{_number(other['value'])}")
@@ -138,7 +141,7 @@ class Panel:
         where = f"layer {self.best['layer']}" + (f", head {self.best['head']}" if self.has_heads else "")
         chosen = "; ".join(filter(None, [self.differences(self.best), "in-sample"]))
         first = f"Best {_PARTS[self.part]} at {where} ({chosen}): {_interval(self.best)}"
-        return [first, *textwrap.wrap(clauses, 100, break_on_hyphens=False)]
+        return [first, *([clauses] if clauses else [])]
 
     def draw(self) -> alt.LayerChart:
         """The panel."""
@@ -193,7 +196,7 @@ class Panel:
         joined = [r for r in mine if r["head"] < 0] if single else []
         top = [r for r in mine if r["is_best"]]
         return [
-            _on(best).mark_area(color=colour, opacity=0.15).encode(y="low:Q", y2="high:Q"),
+            _on(best).mark_area(color=colour, opacity=0.15, clip=True).encode(y="low:Q", y2="high:Q"),
             _on(single).mark_line(color=colour, strokeWidth=0.8, opacity=0.5).encode(detail="head:N"),
             _on(joined).mark_line(color=colour, strokeWidth=1.5, strokeDash=[5, 3]),
             _on(best).mark_line(color=colour, strokeWidth=2.8, point=alt.OverlayMarkDef(size=22, color=colour)),
@@ -205,7 +208,7 @@ class Panel:
         rows = self._inflow() + self._outside()
         base = _on(rows).encode(color=alt.Color("colour:N", scale=None))
         return [
-            base.mark_rule(size=1.6).encode(y="low:Q", y2="high:Q"),
+            base.mark_rule(size=1.6, clip=True).encode(y="low:Q", y2="high:Q"),
             base.mark_point(filled=True, size=80, opacity=1).encode(shape=alt.Shape("shape:N", scale=None)),
         ]
 
@@ -228,7 +231,7 @@ class Panel:
     def _texts(self, labels: list[Row]) -> list[alt.Chart]:
         colour = alt.Color("colour:N", scale=None)
         tied = _on(labels).encode(color=colour)
-        first = {r["role"]: {**r, "label": r["role"]} for r in reversed(self._inflow())}
+        first = {r["role"]: {**r, "label": r["role"], **self._ends(r)} for r in reversed(self._inflow())}
         # One above its bar, one below: side by side they would touch.
         tower = _on([first[k] for k in ("tower",) if k in first]).encode(color=colour, text="label:N", y="high:Q")
         projector = _on([first[k] for k in ("projector",) if k in first]).encode(
@@ -237,14 +240,22 @@ class Panel:
         return [
             tied.mark_rule(size=0.7, opacity=0.8).encode(x2="line_x:Q", y2="text_y:Q"),
             tied.mark_text(align="left", fontSize=11).encode(x="text_x:Q", y="text_y:Q", text="label:N"),
-            tower.mark_text(dy=-8, fontSize=11, fontWeight="bold"),
-            projector.mark_text(dy=11, fontSize=11, fontWeight="bold"),
+            tower.mark_text(dy=-12, fontSize=11, fontWeight="bold"),
+            projector.mark_text(dy=14, fontSize=11, fontWeight="bold"),
         ]
+
+    def _ends(self, row: Row) -> Row:
+        """Where a row's bar ends in the panel, with room for a label beyond."""
+        room = 24 * (self.high - self.low) / HEIGHT
+        low, high = (row["value"] if row[end] is None else row[end] for end in ("low", "high"))
+        return {"low": max(low, self.low + room), "high": min(high, self.high - room)}
 
     def _labels(self) -> list[Row]:
         """Everything that is named at the right: where it ends, its label, and where that stands."""
         rows = list(self._named())
-        heights = _apart([HEIGHT * (1 - (r["value"] - self.low) / (self.high - self.low)) for r in rows], _GAP, HEIGHT)
+        # Not down to the axis, which would go through the label.
+        limit = HEIGHT - _GAP / 2
+        heights = _apart([HEIGHT * (1 - (r["value"] - self.low) / (self.high - self.low)) for r in rows], _GAP, limit)
         for row, height in zip(rows, heights, strict=True):
             row["text_y"] = self.low + (1 - height / HEIGHT) * (self.high - self.low)
             row["text_x"] = self.column * self.unit

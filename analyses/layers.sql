@@ -8,8 +8,9 @@
 --
 -- Jobs: newest, without prefix and intervention, on the model's own grid; of several alike, those of most samples, layers
 -- and parts. A panel is one model on one dataset and task with one set of parameters, read at one part. Every row of a
--- panel has a role: `model` (the panel's own curve), tower, projector, position, ceiling (the same job); random, blank
--- (twins of the model); encoder, pixels (other models).
+-- panel has a role: `model` (the panel's own curve), tower, projector, position, ceiling, and of questions chance, the mean
+-- of one over the number of options (the same job); random, blank
+-- (twins of the model); encoder, pixels, colours (other models).
 WITH jobs_alike AS (
     SELECT
         *,
@@ -28,7 +29,7 @@ WITH jobs_alike AS (
 candidates AS (
     SELECT
         *,
-        if($model IS NULL, variant = '' AND family <> 'pixels', model_name = $model) AS asked_for,
+        if($model IS NULL, variant = '' AND family NOT IN ('pixels', 'colours'), model_name = $model) AS asked_for,
         bool_or(has_decoder AND variant = '') OVER (PARTITION BY dataset, task, set_of_parameters) AS beside_decoder
     FROM jobs_alike
 ),
@@ -51,14 +52,14 @@ members AS (
         jobs_alike.job, jobs_alike.set_of_parameters,
         CASE
             WHEN jobs_alike.model = panels.model THEN 'model'
-            WHEN jobs_alike.family = 'pixels' THEN 'pixels'
+            WHEN jobs_alike.family IN ('pixels', 'colours') THEN jobs_alike.family
             WHEN jobs_alike.variant = '' THEN 'encoder'
             WHEN jobs_alike.variant = 'blank' THEN 'blank'
             ELSE 'random'
         END AS member
     FROM panels JOIN jobs_alike USING (dataset, task, set_of_parameters)
     WHERE jobs_alike.model = panels.model
-        OR jobs_alike.family = 'pixels'
+        OR jobs_alike.family IN ('pixels', 'colours')
         OR (jobs_alike.variant = '' AND NOT jobs_alike.has_decoder)
         OR (jobs_alike.variant <> '' AND jobs_alike.base_name = panels.base_name AND jobs_alike.family = panels.family)
 ),
@@ -66,7 +67,7 @@ placed AS (
     SELECT
         members.* EXCLUDE (job), results.*,
         CASE
-            WHEN member IN ('encoder', 'pixels') THEN if(stage = 'encoder', member, NULL)
+            WHEN member IN ('encoder', 'pixels', 'colours') THEN if(stage = 'encoder', member, NULL)
             WHEN stage = if(has_decoder, 'decoder', 'encoder') THEN if(part = panel_part, member, NULL)
             WHEN member <> 'model' THEN NULL
             WHEN stage = 'encoder' THEN 'tower'
@@ -78,10 +79,32 @@ placed AS (
         AND ($metric IS NULL OR metric = $metric)
     QUALIFY $metric IS NOT NULL OR metric = coalesce(notes->>'$.metrics[0]', min(metric) OVER (PARTITION BY job))
 ),
+guessed AS (
+    SELECT job, avg(share) AS chance
+    FROM (
+        SELECT read.job, grp, avg(1 / json_array_length(body->'$.options')) AS share
+        FROM (
+            SELECT DISTINCT job, sample FROM scores
+            WHERE job IN (SELECT job FROM placed WHERE task = 'choices' AND metric = 'correct') AND isfinite(value)
+        ) AS read JOIN newest ON newest.job = read.job
+            JOIN samples ON samples.dataset = newest.dataset AND samples.sample = read.sample
+        GROUP BY ALL
+    ) AS groups
+    GROUP BY job
+),
+chances AS (
+    SELECT placed.* REPLACE (
+        'chance' AS role, 'floor' AS stage, 'chance' AS part, 0 AS layer, -1 AS site, -1 AS head,
+        chance AS value, chance AS low, chance AS high
+    )
+    FROM placed JOIN guessed USING (job)
+    WHERE role = 'model' AND metric = 'correct'
+    QUALIFY row_number() OVER (PARTITION BY subject, panel_part, job ORDER BY site, head) = 1
+),
 -- A head by itself counts as a layer's best; all heads concatenated only where there are no heads.
 ranked AS (
     SELECT *, head >= 0 OR max(head) OVER (PARTITION BY subject, panel_part, job, site) = -1 AS is_single
-    FROM placed
+    FROM (SELECT * FROM placed UNION ALL BY NAME SELECT * FROM chances)
     WHERE role IS NOT NULL
 )
 SELECT

@@ -13,12 +13,13 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from vkvdb.charting import INK, styled, wrapped
 from vkvdb.errors import NothingToDraw
 
 Row = dict[str, Any]
 
 _WIDTH, _HEIGHT = 170, 190
-_INK, _GREY = "#333333", "#767676"
+_GREY = "#767676"
 _CONDITIONS = {  # name: colour
     "right class": "#0072B2",
     "generic": "#E69F00",
@@ -37,14 +38,11 @@ _PARTS = {
 def chart(rows: pl.DataFrame) -> alt.VConcatChart:
     """All blocks, one below the other. Raises NothingToDraw where nothing was scored beside a filler."""
     parts = rows.partition_by("filler_id", "metric", "part", maintain_order=True)
-    drawn = [_Block(part.to_dicts()).draw() for part in parts]
-    if not drawn:
+    blocks = [_Block(part.to_dicts()) for part in parts]
+    if not blocks:
         raise NothingToDraw(what="the prefix conditions", hint="type: vkvdb prefix --model MODEL --task TASK")
-    axis = {"labelColor": _INK, "titleColor": _INK, "gridColor": "#EEEEEE", "domainColor": "#AAA", "tickColor": "#AAA"}
-    title = {"anchor": "start", "frame": "group", "color": "#111", "subtitleColor": "#555"}
-    made: alt.VConcatChart = alt.vconcat(*drawn, spacing=48, padding=16)
-    made.config = alt.Config(view={"stroke": None}, axis=axis, title={**title, "fontSize": 14, "subtitleFontSize": 11})
-    return made
+    made: alt.VConcatChart = alt.vconcat(*(one.draw() for one in blocks), spacing=48, padding=16)
+    return styled(made, (one.finding() for one in blocks))
 
 
 class _Block:
@@ -91,14 +89,14 @@ class _Block:
             "each layer is read at the head that is best under filler on the other half of the clusters",
             f"jobs: filler {first['filler_id'][:8]}, {jobs}",
         ]
-        return [line for text in told for line in textwrap.wrap(text, 150, break_on_hyphens=False)]
+        return wrapped(told, 150)
 
     # --- panels ---
 
     def draw(self) -> alt.HConcatChart:
         """The panels under their title."""
         panels = [self._filler(), *(self._condition(n) for n in range(len(self.curves)))]
-        title = alt.TitleParams(self.finding(), subtitle=self.subtitle())
+        title = alt.TitleParams(wrapped(self.finding(), 150), subtitle=self.subtitle())
         made: alt.HConcatChart = alt.hconcat(*panels, spacing=14, title=title)
         return made
 
@@ -112,7 +110,7 @@ class _Block:
         curve = max(self.curves, key=lambda c: c[0]["n"])
         y = alt.Y("before:Q", scale=alt.Scale(zero=True), axis=alt.Axis(title=self.first["metric"], tickCount=5))
         base = _on(curve).encode(x=self._x(), y=y)
-        return self._panel([base.mark_line(color=_INK, strokeWidth=2)], "filler: score")
+        return self._panel([base.mark_line(color=INK, strokeWidth=2)], "filler: score")
 
     def _condition(self, number: int) -> alt.LayerChart:
         mean, curve = self.means[number], self.curves[number]
@@ -192,6 +190,5 @@ def _verdict(row: Row) -> str:
 
 
 def _interval(row: Row) -> str:
-    if row["low"] is None:
-        return f"{row['delta']:+.3f}"
-    return f"{row['delta']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    delta, low, high = (None if row[k] is None else f"{round(row[k], 3) + 0.0:+.3f}" for k in ("delta", "low", "high"))
+    return f"{delta}" if low is None else f"{delta} [{low}, {high}]"  # adding 0 makes -0 plain

@@ -99,7 +99,7 @@ paired AS MATERIALIZED (
     WHERE scores.job IN (SELECT job FROM pairs) AND isfinite(scores.value) AND scores.weight > 0
 ),
 groups AS (
-    SELECT filler, job, metric, part, layer, grp, count(*) AS n,
+    SELECT filler, job, metric, part, layer, grp, count(*) AS n, count(DISTINCT cluster) AS k,
         sum(before_weight) AS before_weight, sum(before_weight * before) / sum(before_weight) AS before,
         sum(after_weight) AS after_weight, sum(after_weight * after) / sum(after_weight) AS after,
         count(*) OVER (PARTITION BY filler, job, metric, part, layer) AS n_groups
@@ -109,12 +109,16 @@ layers_of AS (
     SELECT filler, job, metric, part, layer, avg(before) AS before, avg(after) AS after, sum(n) AS n
     FROM groups GROUP BY ALL
 ),
-parts AS ( -- a cluster's part of the difference's error
-    SELECT filler, job, metric, part, layer, cluster, sum(
+parts AS ( -- a cluster's part of the difference's error; of a group of one cluster, how far it lies from the mean
+    SELECT filler, job, metric, part, layer, cluster, sum(if(
+        k > 1,
         paired.after_weight * (paired.after - groups.after) / groups.after_weight
-        - paired.before_weight * (paired.before - groups.before) / groups.before_weight
-    ) / any_value(n_groups) AS e
+        - paired.before_weight * (paired.before - groups.before) / groups.before_weight,
+        paired.before_weight / groups.before_weight
+        * (groups.after - groups.before - layers_of.after + layers_of.before)
+    )) / any_value(n_groups) AS e
     FROM paired JOIN groups USING (filler, job, metric, part, layer, grp)
+        JOIN layers_of USING (filler, job, metric, part, layer)
     GROUP BY filler, job, metric, part, layer, cluster
 ),
 means AS (

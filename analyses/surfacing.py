@@ -7,13 +7,13 @@ decoder, so the title says how the model's own values compare with each.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
 import polars as pl
 
+from vkvdb.charting import INK, styled, wrapped
 from vkvdb.errors import NothingToDraw
 from vkvdb.statistics import mcnemar
 
@@ -23,23 +23,20 @@ _WIDTH, _ROW = 380, 20
 _TIED = "\u00a0"  # a space at which no line is broken
 _MEASURES = {"likelihood": "answer: the likeliest letter", "text": "answer: what was written"}
 _SAID = {"likelihood": "letter likelihood", "text": "text"}
-_OWN, _FLOW, _ENCODER, _GREY, _INK = "#0072B2", "#D55E00", "#009E73", "#767676", "#333333"
+_OWN, _FLOW, _ENCODER, _GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
 
 
 def chart(rows: pl.DataFrame) -> alt.VConcatChart:
     """All ask jobs, one below the other. Raises NothingToDraw when nothing was read of what was asked."""
-    blocks = [_Block(part.to_dicts()) for part in rows.partition_by("asked_id", maintain_order=True)]
-    drawn = [block.draw() for block in blocks if block.rows]
-    if not drawn:
+    every = [_Block(part.to_dicts()) for part in rows.partition_by("asked_id", maintain_order=True)]
+    blocks = [block for block in every if block.rows]
+    if not blocks:
         raise NothingToDraw(
             what="questions that were asked and read (two or more of a group)",
             hint="type: vkvdb ask --model MODEL --read choices",
         )
-    axis = {"labelColor": _INK, "titleColor": _INK, "gridColor": "#EEEEEE", "domainColor": "#AAA", "tickColor": "#AAA"}
-    title = {"anchor": "start", "frame": "group", "color": "#111", "subtitleColor": "#555"}
-    made: alt.VConcatChart = alt.vconcat(*drawn, spacing=48, padding=16)
-    made.config = alt.Config(view={"stroke": None}, axis=axis, title={**title, "fontSize": 14, "subtitleFontSize": 11})
-    return made
+    made: alt.VConcatChart = alt.vconcat(*(one.draw() for one in blocks), spacing=48, padding=16)
+    return styled(made, (one.finding() for one in blocks))
 
 
 class _Block:
@@ -96,7 +93,7 @@ class _Block:
         how = f"in {n} of {there} groups" if n else "in no group do"
         words = "image values hold more of what the model gets wrong than independence would give"
         first = f"{self.first['model_name']}, {self.first['dataset_name']}: {how} {words}"
-        return [part for line in [first, *lines] for part in textwrap.wrap(line, 128, break_on_hyphens=False)]
+        return [first, *lines]
 
     def _beside(self, group: str, measure: str) -> str:
         """How the controls compare with the model's own values, paired by question."""
@@ -138,7 +135,7 @@ class _Block:
             )
         jobs = dict.fromkeys(f"{r['read_id'][:8]}{_TIED}{r['read_name']}" for r in self.rows)
         told.append(f"read by jobs {', '.join(jobs)}")
-        return [line for text in told for line in textwrap.wrap(text, 150, break_on_hyphens=False)]
+        return wrapped(told, 150)
 
     # --- panels ---
 
@@ -150,7 +147,7 @@ class _Block:
             ).properties(title=alt.TitleParams(self._named(g), fontSize=12))
             for g in self.groups
         ]
-        title = alt.TitleParams(self.finding(), subtitle=self.subtitle())
+        title = alt.TitleParams(wrapped(self.finding(), 128), subtitle=self.subtitle())
         made: alt.VConcatChart = alt.vconcat(*panels, spacing=14, title=title)
         return made
 
@@ -180,8 +177,8 @@ class _Block:
             base.mark_tick(thickness=2, size=14).encode(x=alt.X("expected:Q"), color=alt.value("#555555")),
             base.mark_rule(size=1.6).encode(x=alt.X("share_low:Q"), x2="share_high:Q"),
             base.mark_point(filled=True, size=60, opacity=1).encode(x=x),
-            base.mark_text(align="left", fontSize=10, color=_INK).encode(
-                x=alt.value(_WIDTH + 6), text="told:N", color=alt.value(_INK)
+            base.mark_text(align="left", fontSize=10, color=INK).encode(
+                x=alt.value(_WIDTH + 6), text="told:N", color=alt.value(INK)
             ),
         ]
         layer: Any = alt.layer(*marks)
@@ -211,7 +208,7 @@ def _rank(place: str) -> int:
         return 5
     if place.startswith("encoder "):
         return 6
-    if place == "raw pixels":
+    if place in ("raw pixels", "colour statistics"):
         return 4
     stage = place.removesuffix(", isolated")
     if stage in _ORDER:

@@ -12,7 +12,7 @@ import synthetic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vkvdb import agnostic, analysis, modes
+from vkvdb import agnostic, analysis, charting, modes
 from vkvdb.agnostic import find, heads_cut, knockouts
 from vkvdb.catalog import Catalog
 from vkvdb.interventions import canonical
@@ -160,6 +160,18 @@ def test_a_cut_of_all_heads_written_short_is_the_same():
     assert heads_cut(["knockout:last->image@2", "replace:image=zero@2"], EVERY) == frozenset()
 
 
+def test_what_is_cut_for_values_is_above_the_last_layer():
+    s = {(r["layer"], r["head"]): r["value"] for r in s_of() if r["half"] == 0}
+    above = agnostic.above_last(s)
+    assert s.keys() - above.keys() == {(LAYERS - 1, h) for h in range(HEADS)}
+    texts = knockouts(PLANTED & above.keys(), above, edges=agnostic.TO_IMAGE)
+    assert texts["agnostic"] == ("knockout:image->image@5:h1",)
+    assert texts["all"] == ("knockout:image->image",)
+    assert heads_cut(texts["agnostic"], s, agnostic.TO_IMAGE) == {(5, 1)}
+    assert heads_cut(texts["agnostic"], s) == frozenset()
+    assert {layer for n in range(5) for layer, _ in heads_cut(texts[f"random {n}"], s, agnostic.TO_IMAGE)} == {5}
+
+
 # --- the analysis ---
 
 
@@ -304,3 +316,43 @@ def test_answers_under_the_cut_stand_beside_its_controls(home):
     assert rows["random 0"]["against"] == "0.90 to 0.90, McNemar p = 1"
     assert rows["all"]["what"] == "all (28 heads), coco-val"
     assert "values: not scored yet" in title(chart)
+    said = charting.findings_of(chart.to_dict())[0]
+    assert said[2].startswith("cutting text -> image there changes the accuracy of answers (coco-val) by -0.250 [")
+    assert said[2].endswith("; as many random heads: +0.000")
+
+
+def test_what_values_of_later_layers_lose_stands_beside_its_controls(home):
+    """A cut in layer 4 that takes .1 from all later layers; as many random heads take nothing."""
+    world = synthetic.World(Store(home.store))
+    world.dataset()
+    world.model("m", layers=LAYERS, heads=HEADS)
+    heads = {(4, 1), (5, 0), (6, 3)}
+    calibrated(world, "m", s_of(heads))
+    s = {(r["layer"], r["head"]): r["value"] for r in s_of(heads) if r["half"] == 0}
+    above = agnostic.above_last(s)
+    texts = knockouts(heads & above.keys(), above, edges=agnostic.TO_IMAGE)
+    world.score("m", 0.5, noise=0.02)
+    world.score("m", lambda site, _: 0.4 if site.layer > 4 else 0.5, noise=0.02, interventions=texts["agnostic"])
+    world.score("m", 0.5, noise=0.02, interventions=texts["random 0"])
+    world.score("m", 0.2, noise=0.02, interventions=texts["all"])
+    world.score("m", 0.1, noise=0.02, interventions=("knockout:image->image1@4",))  # other edges
+    world.score("m", 0.1, noise=0.02, interventions=("replace:image=zero@4",))
+    Catalog(home.catalog).absorb(world.store)
+    found = analysis.run(home, "keys")
+    rows = found.rows.filter(kind="downstream")
+    assert set(rows["condition"].unique()) == {json.dumps(list(texts[n])) for n in ("agnostic", "random 0", "all")}
+    mine = rows.filter(condition=json.dumps(list(texts["agnostic"])))
+    by_layer = dict(mine.select("layer", "value").rows())
+    assert by_layer == pytest.approx({None: -0.1, **{n: -0.1 * (n > 4) for n in range(LAYERS)}}, abs=0.01)
+    assert (mine["n"].unique().to_list(), mine["n_clusters"].min() > 1) == ([48], True)
+    # Paired, by cluster: as the mean over later layers of what `difference` gives.
+    drawn = {r["what"].partition(" (")[0]: r for r in _rows(found.chart.to_dict()) if "against" in r and "of" in r}
+    assert {"agnostic", "random 0", "all"} <= drawn.keys()
+    assert drawn["agnostic"]["low"] < -0.1 < drawn["agnostic"]["high"] < -0.05
+    assert drawn["agnostic"]["what"] == "agnostic (2 heads), correspondence, coco-val, pck"
+    said = " ".join(charting.findings_of(found.chart.to_dict())[0])
+    assert (
+        "cutting image -> image there changes what values of later layers score (correspondence, coco-val, pck) by"
+        in said
+    )
+    assert "not told apart from none" not in said

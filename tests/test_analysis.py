@@ -6,9 +6,9 @@ import sys
 import pytest
 import synthetic
 
-from vkvdb import analysis
+from vkvdb import analysis, tracking
 from vkvdb.catalog import Catalog
-from vkvdb.errors import BadOption, BadQuery, NothingToDraw, UnknownName
+from vkvdb.errors import BadOption, BadQuery, NothingToDraw, TrackingFailed, UnknownName
 from vkvdb.store import Store
 from vkvdb_cli.main import main
 
@@ -90,6 +90,26 @@ def test_the_command_prints_jobs_and_paths(home, tmp_path, capsys):
     assert main(["analyze", "layers", "--rows", "--model", "onevision"]) == 0
     assert capsys.readouterr().out.startswith("dataset_name,task,")
     assert main(["analyze", "layers", "--dataset", "spair-test"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_chart_is_kept_in_mlflow_or_it_says_why_not(home, tmp_path, capsys, monkeypatch):
+    jobs = {m["job"] for m in synthetic.small(Store(home.store)).store.jobs()}
+    kept = []
+    monkeypatch.setattr(tracking, "log_chart", lambda *given: kept.append(given))
+    arguments = ["analyze", "layers", "--format", "svg", "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--no-track"]) == 0
+    assert kept == []
+    assert main(arguments) == 0
+    ((_, name, of, picture),) = kept
+    assert (name, of, picture[:4]) == ("layers", jobs, b"\x89PNG")
+
+    def failing(*_):
+        raise TrackingFailed(uri="x", why="y")
+
+    monkeypatch.setattr(tracking, "log_chart", failing)
+    capsys.readouterr()
+    assert main(arguments) == 0
     assert capsys.readouterr().err.count("\n") == 1
 
 

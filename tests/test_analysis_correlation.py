@@ -7,6 +7,7 @@ import math
 from itertools import permutations
 
 import numpy as np
+import polars as pl
 import pytest
 import synthetic
 
@@ -267,8 +268,7 @@ def test_the_error_of_answers_is_by_cluster(many):
              WHERE jobs.id = $id"""
     right, kinds, clusters = zip(*Catalog(many.catalog).query(sql, {"id": row["asked_id"]}).rows, strict=True)
     wanted = statistics.linearised(right, 1.0, kinds, clusters)
-    # 30 clusters: Student's t is wider than the normal.
-    assert (row["y_high"] - row["y"]) / (wanted.high - wanted.mean) == pytest.approx(2.0452 / 1.96, rel=1e-3)
+    assert row["y_high"] - row["y"] == pytest.approx(wanted.high - wanted.mean, rel=1e-3)
 
 
 def test_the_planted_correlation_is_drawn_and_said(many):
@@ -279,6 +279,29 @@ def test_the_planted_correlation_is_drawn_and_said(many):
     (row,) = chart["vconcat"]
     assert [panel["title"]["text"][0] for panel in row["hconcat"]] == ["n = 12 models of 2 families"] * 2
     assert all("without one family" in panel["title"]["text"][2] for panel in row["hconcat"])
+
+
+def test_siblings_are_one_family_and_left_out_one_by_one(many):
+    rows = analysis.run(many, "correlation", {}).rows.with_columns(pl.lit("llava_onevision").alias("family"))
+    chart = json.loads(module().chart(rows).to_json())
+    told = [panel["title"]["text"] for panel in chart["vconcat"][0]["hconcat"]]
+    assert [lines[0] for lines in told] == ["n = 12 models of one family, llava_onevision"] * 2
+    values = rows.to_dicts()
+    alone = statistics.correlation([r["x"] for r in values], [r["y"] for r in values], range(12))
+    low, high = (f"{v:.2f}".removeprefix("0") for v in alone.spearman_without)
+    assert told[0][2].endswith(f"; without one model {low} to {high}")
+    assert "famil" not in " ".join(line for lines in told for line in lines[1:])
+
+
+def test_a_colour_is_a_family(many):
+    chart, words = drawn(analysis.run(many, "correlation", {}))
+    (one, two) = chart["vconcat"][0]["hconcat"]
+    colours = [layer["encoding"]["color"] for panel in (one, two) for layer in panel["layer"]]
+    assert {tuple(c["scale"]["domain"]) for c in colours} == {("llava_next", "llava_onevision")}
+    assert {c["legend"] is None for c in colours[: len(one["layer"])]} == {False}
+    assert {c["legend"] is None for c in colours[len(one["layer"]) :]} == {True}
+    assert "families: llava_next, llava_onevision; without one family" in words
+    assert chart["usermeta"]["findings"][0][0].startswith("Models that segment better (foreground) answer better (")
 
 
 def test_likelihood_is_another_measure_and_benchmarks_another_y(many):
@@ -325,3 +348,16 @@ def test_models_that_were_not_asked_are_no_points(few):
         analysis.run(few, "correlation", {"measure": "words"})
     with pytest.raises(NothingToDraw):
         analysis.run(few, "correlation", {"task": "referring"})
+
+
+def test_all_wrong_is_not_certain(few):
+    world = synthetic.World(Store(few.store))
+    world.datasets["scenes-test"] = digest("scenes")
+    world.model("m2")
+    world.score("m2", 0.5, dataset="scenes-test", task="foreground", metrics=("iou",))
+    ask(world, "m2", np.zeros((IMAGES, 2)))
+    Catalog(few.catalog).absorb(world.store)
+    row = analysis.run(few, "correlation", {}).rows.filter(level="model", model_name="m2").row(0, named=True)
+    assert row["y"] == 0
+    assert row["y_low"] == pytest.approx(0, abs=1e-6)
+    assert row["y_high"] == pytest.approx(3.8415 / (IMAGES + 3.8415), rel=1e-3)  # of 30 clusters

@@ -240,3 +240,16 @@ def test_many_tasks_are_panels(tmp_path):
     for panel in chart["vconcat"]:
         named = [value["y"] for value in chart["datasets"][panel["layer"][0]["data"]["name"]]]
         assert len(named) == len(set(named)) > 2
+
+
+def test_groups_of_one_cluster_each_are_no_certainty(home):
+    world = synthetic.World(Store(home.store))
+    world.dataset(labels=[(f"g{n}", f"c{n}") for n in range(6)])
+    world.model("onevision", layers=2)
+    world.score("onevision", lambda s, h: 0.5 if s.stage == "decoder" else 0.3, noise=0.1)
+    Catalog(home.catalog).absorb(world.store)
+    rows = {r["place"]: r for r in analysis.run(home, "encoder").rows.to_dicts()}
+    for place in ("tower", "projector"):
+        row = rows[place]
+        # The error of six differences with a spread of .1 * sqrt(2), give or take, by Student's t.
+        assert 0.05 < row["difference_high"] - row["difference_low"] < 0.8

@@ -15,16 +15,16 @@ import torch
 from PIL import Image
 
 from vkvdb import calibrating, planning_keys
-from vkvdb.agnostic import find
+from vkvdb.agnostic import TO_IMAGE, find
 from vkvdb.calibrating import Moments, halves
 from vkvdb.errors import BadOption, NotCalibrated
 from vkvdb.ingestion import ingest
-from vkvdb.jobs import Calibrate, from_json, to_json
+from vkvdb.jobs import Calibrate, Score, from_json, to_json
 from vkvdb.models._checkpoint import resolve
 from vkvdb.mosaic import PANEL, colours
 from vkvdb.paths import Home
 from vkvdb.planning import Choices, Planned
-from vkvdb.planning_keys import calibrate_jobs, calibration, conditions_of, default_calibration
+from vkvdb.planning_keys import calibrate_jobs, calibration, conditions_of, default_calibration, downstream_jobs
 from vkvdb.queue import Queue
 from vkvdb.samples import ImagePair
 from vkvdb.store import ImageRow, Store
@@ -309,6 +309,24 @@ def test_the_group_is_what_is_cut_and_outlined(home: Home, store: Store, planted
         "knockout:text->image@4:h0",
         "knockout:text->image@5:h2",
     )
+    # What the last layer attends to changes no image value.
+    of_values = conditions_of(home, store, model=str(planted), draws=1, edges=TO_IMAGE)
+    assert of_values["agnostic"] == ("knockout:image->image@3:h1", "knockout:image->image@4:h0")
+    assert of_values["all"] == ("knockout:image->image",)
+    plans = downstream_jobs(
+        home,
+        store,
+        model=str(planted),
+        dataset="dots-test",
+        task="correspondence",
+        parameters={},
+        choices=Choices(),
+        draws=1,
+    )
+    assert list(plans) == list(of_values)
+    specs = [plan.job.spec for plan in plans.values()]
+    assert [spec.capture.interventions for spec in specs] == list(of_values.values())
+    assert [spec.parts for spec in specs] == [Score.parts, *[("value",)] * 4]
     draw = np.random.default_rng(0)
     files = [tmp_path / f"{n}.png" for n in range(2)]
     for file in files:

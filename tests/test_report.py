@@ -1,16 +1,23 @@
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
 import json
 import re
 import socket
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from xml.etree import ElementTree as ET
 
+import answered
+import numpy as np
+import PIL.Image
 import pytest
 import synthetic
 import vl_convert
 
-from vkvdb import findings, report, tracking
+from vkvdb import analysis, charting, findings, pictures, report, tracking
 from vkvdb.catalog import Catalog
 from vkvdb.errors import NothingToDraw, TrackingFailed
 from vkvdb.paths import Home
@@ -248,6 +255,53 @@ def test_the_command_writes_and_keeps_it_in_mlflow_or_says_why_not(home, capsys,
     (home.root / "file").write_text("")
     assert main([*options, "--no-track", "--out", str(home.root / "file" / "r.html")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.fixture
+def surfaced(home):
+    """Ten questions, read right by head 1 of layer 1 and answered right but for the first nine."""
+    world = synthetic.World(Store(home.store))
+    answered.questions(world, {"Art_Style": 10})
+    world.model("onevision", layers=2)
+    best = (1, 1)
+    reading = lambda s, h: np.full(10, float(s.stage == "decoder" and (s.layer, h) == best))  # noqa: E731
+    answered.ask(world, "onevision", [False] * 9 + [True], reading=reading, samples=range(10), unread=(0,))
+    answered.read(world, "onevision", reading, range(10))
+    return home
+
+
+def test_questions_that_surface_are_listed(surfaced):
+    page = Page(written(surfaced, dataset=answered.DATASET))
+    (table,) = (t for t in page.tables if t[0][0] == "images")
+    assert len(table) == 1 + pictures.MOST
+    assert "Art_Style: 8 of 9 such questions" in page.text
+    images, question, right, read, wrote, likeliest, _ = (" ".join(cell.split()) for cell in table[1])
+    assert "its root /data is gone" in images
+    assert (question, right, wrote, likeliest) == ("which?", "(A) A", "\u201c?\u201d can't be read", "(B) B")
+    assert read == "(A) A layer 1, head 1; right in 100 % of the other fold"
+    assert table[2][4].split() == ["\u201c(B)\u201d", "(B)", "B"]
+
+
+def test_a_thumbnail_is_small_and_whole(tmp_path):
+    image = PIL.Image.new("RGB", (400, 200), (200, 30, 30))
+    image.save(tmp_path / "a.png")
+    digest = hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()
+    uri = pictures._thumbnail(tmp_path, SimpleNamespace(path="a.png", sha256=digest, recipe=""))
+    kind, _, data = uri.partition(",")
+    assert kind == "data:image/webp;base64"
+    with PIL.Image.open(io.BytesIO(base64.b64decode(data))) as small:
+        assert small.size == (96, 48)
+        assert abs(small.getpixel((50, 20))[0] - 200) < 8
+
+
+def test_choices_are_drawn_by_layer_beside_chance(surfaced):
+    Catalog(surfaced.catalog).absorb(Store(surfaced.store))
+    found = analysis.run(surfaced, "layers", {"task": "choices"})
+    (chance,) = found.rows.filter(role="chance", panel_part="value").to_dicts()
+    assert (chance["value"], chance["low"], chance["high"], chance["n"]) == (0.5, 0.5, 0.5, 10)
+    said = charting.findings_of(found.chart.to_dict())[0]
+    assert said[0].startswith("Best image value at layer 1, head 1")
+    assert "chance\u00a0.50" in said[1]
 
 
 def test_no_network_is_touched(small, monkeypatch):

@@ -120,6 +120,30 @@ def test_a_page_is_kept_in_one_run_and_renewed(home, empty_mlflow, tmp_path):
     assert kept == {"report.html": "second", "layers.png": "second"}
 
 
+def test_a_chart_is_kept_with_the_runs_of_its_jobs(home, world, tmp_path):
+    tracking.mirror(home, Catalog(home.catalog))
+    one, two, *_ = sorted(m["job"] for m in world.store.jobs())
+    assert tracking.log_chart(home, "layers", {one, two, "0" * 32}, b"old") == 2
+    assert tracking.log_chart(home, "layers", {one}, b"new") == 1
+    kept = {path.read_bytes() for path in home.root.glob("mlflow-artifacts/**/charts/layers.png")}
+    assert kept == {b"new", b"old"}
+    # Calibrate and ask jobs have no runs: the chart has one, and the same again.
+    for picture in (b"first", b"second"):
+        assert tracking.log_chart(home, "keys", {"f" * 32}, picture) == 1
+    (path,) = home.root.glob("mlflow-artifacts/**/charts/keys.png")
+    assert path.read_bytes() == b"second"
+    with tracking._client(home, None) as (client, _):
+        (run,) = client.search_runs([client.get_experiment_by_name("analyses").experiment_id])
+        assert (run.info.run_name, run.info.status) == ("analysis keys", "FINISHED")
+        (artifact,) = client.list_artifacts(run.info.run_id, "charts")
+        assert artifact.path == "charts/keys.png"
+
+
+def test_a_chart_makes_no_mlflow_where_nothing_was_mirrored(home):
+    assert tracking.log_chart(home, "layers", {"0" * 32}, b"") == 0
+    assert not home.mlflow.exists()
+
+
 def test_a_run_that_a_dead_process_began_is_completed(home, world, monkeypatch):
     from mlflow import MlflowClient
 

@@ -30,7 +30,12 @@ FLOOR = 1e-6
 MOST = 0.5
 LEVEL = 0.05
 DRAWS = 5
-_CUT = ("text", "image")
+TO_TEXT = ("text", "image")
+"""Edges (queries, keys) that are cut to ask what answers lose."""
+TO_IMAGE = ("image", "image")
+"""Edges that are cut to ask what image values of later layers lose [D]: a capture ends with its image, and what text
+attends to changes no image value. A token keeps the edge to itself."""
+Edges = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -89,9 +94,9 @@ def _below(s: Mapping[Head, float], cut: float) -> frozenset[Head]:
 
 
 def knockouts(
-    heads: Collection[Head], s: Mapping[Head, float], *, draws: int = DRAWS, seed: int = 0
+    heads: Collection[Head], s: Mapping[Head, float], *, draws: int = DRAWS, seed: int = 0, edges: Edges = TO_TEXT
 ) -> dict[str, tuple[str, ...]]:
-    """{condition: interventions} that cut text -> image at some heads, and at those that they are compared with.
+    """{condition: interventions} that cut edges at some heads, and at those that they are compared with.
 
     `s` is S of every (layer, head) of the model. Conditions: `agnostic` (the heads), `random 0` ... (as many others of
     the same layers, drawn by the seed; of a layer without enough others, all of these), `dependent` (as many, of the
@@ -111,24 +116,30 @@ def knockouts(
         conditions[f"random {number}"] = drawn
     largest = sorted(s.keys() - chosen, key=lambda h: (-s[h], h))
     conditions["dependent"] = set(largest[: len(chosen)])
-    texts = {name: cut_of(group) for name, group in conditions.items() if group}
-    return {**texts, "all": (str(Knockout(*_CUT)),)} if texts else {}
+    texts = {name: cut_of(group, edges) for name, group in conditions.items() if group}
+    return {**texts, "all": (str(Knockout(*edges)),)} if texts else {}
 
 
-def cut_of(heads: Collection[Head]) -> tuple[str, ...]:
-    """The interventions that cut text -> image at some (layer, head)s, as a specification holds them."""
+def cut_of(heads: Collection[Head], edges: Edges = TO_TEXT) -> tuple[str, ...]:
+    """The interventions that cut edges at some (layer, head)s, as a specification holds them."""
     of_layer: dict[int, list[int]] = defaultdict(list)
     for layer, head in sorted(heads):
         of_layer[layer].append(head)
     layers_of: dict[tuple[int, ...], list[int]] = defaultdict(list)  # layers that lose the same heads: one text
     for layer, those in of_layer.items():
         layers_of[tuple(those)].append(layer)
-    return canonical(str(Knockout(*_CUT, tuple(layers), those)) for those, layers in layers_of.items())
+    return canonical(str(Knockout(*edges, tuple(layers), those)) for those, layers in layers_of.items())
 
 
-def heads_cut(texts: Collection[str], s: Collection[Head]) -> frozenset[Head]:
-    """The (layer, head)s of a model, all of which `s` names, at which some interventions cut text -> image."""
-    cuts = [one for one in map(parse, texts) if isinstance(one, Knockout) and (one.queries, one.keys) == _CUT]
+def above_last(values: Mapping[Head, float]) -> dict[Head, float]:
+    """The same without the heads of the last layer: no image value comes after its attention."""
+    last = max((layer for layer, _ in values), default=0)
+    return {head: value for head, value in values.items() if head[0] < last}
+
+
+def heads_cut(texts: Collection[str], s: Collection[Head], edges: Edges = TO_TEXT) -> frozenset[Head]:
+    """The (layer, head)s of a model, all of which `s` names, at which some interventions cut these edges."""
+    cuts = [one for one in map(parse, texts) if isinstance(one, Knockout) and (one.queries, one.keys) == edges]
     return frozenset(
         (layer, head)
         for layer, head in s

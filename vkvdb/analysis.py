@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 FORMATS = ("html", "png", "svg")
+_IDS = ("id", "read_id", "asked_id", "filler_id")  # columns that name jobs
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,20 @@ class Analysis:
     name: str
     rows: pl.DataFrame
     chart: Any | None
+
+    def jobs(self) -> set[str]:
+        """The ids of the jobs that its rows stand on."""
+        return {str(i) for name in _IDS if name in self.rows.columns for i in self.rows[name].drop_nulls().unique()}
+
+    def picture(self, scale: float = 1.0) -> bytes:
+        """Its chart as PNG. Raises ValueError where it draws none."""
+        import io
+
+        if self.chart is None:
+            raise ValueError(f"{self.name} draws no chart")
+        buffer = io.BytesIO()
+        self.chart.save(buffer, format="png", scale_factor=scale)
+        return buffer.getvalue()
 
 
 def parameters(name: str) -> dict[str, str]:

@@ -1,11 +1,13 @@
-"""The pictures of a report: samples of each task with what is read of them, and the mosaic of keys, as data URIs."""
+"""The pictures of a report, as data URIs: samples of each task with what is read of them, the mosaic of keys, and
+questions that the image values read right and the model answers wrong.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,52 @@ SELECT samples.id, value FROM scores JOIN samples USING (sample)
 WHERE job = $job AND dataset = $dataset AND site = $site AND head = $head AND metric = $metric AND isfinite(value)
 ORDER BY value, sample
 """
+
+# Questions that surface by either measure of the answer, of one ask job and one reading of it, in the dataset's order.
+# `picked` is NULL of readings that don't say which option they pick.
+_CASES = """
+WITH cases AS (
+    SELECT dataset, sample, sample_id, grp, stage, part, layer, site, head, share_when_chosen, read_job, read_id,
+        asked_id, question, options::VARCHAR[] AS options, answer, raw,
+        max(given) FILTER (measure = 'text') AS written, max(given) FILTER (measure = 'likelihood') AS likeliest
+    FROM surfacing
+    WHERE asked_id = $asked AND read_id = $read AND place = $place
+    GROUP BY ALL
+    HAVING bool_or(surfaces)
+)
+SELECT cases.*, picks.value::INTEGER AS picked, samples.images, count(*) OVER (PARTITION BY cases.grp) AS of
+FROM cases
+    JOIN samples USING (dataset, sample)
+    LEFT JOIN scores AS picks ON picks.job = read_job AND picks.sample = cases.sample AND picks.site = cases.site
+        AND picks.head = cases.head AND picks.metric = 'chosen' AND isfinite(picks.value)
+QUALIFY row_number() OVER (PARTITION BY cases.grp ORDER BY cases.sample) <= $most
+ORDER BY cases.grp, cases.sample
+"""
+MOST = 8  # cases of a group
+_SIDE = 96  # pixels of a thumbnail
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question that is read right in the image values and answered wrong; options are told with their letters.
+
+    `images` are data URIs; `lacking` says why there are none. `of` is how many such questions its group has.
+    """
+
+    group: str
+    sample: str
+    question: str
+    images: Sequence[str]
+    lacking: str
+    right: str
+    reading: str
+    where: str
+    written: str
+    written_as: str
+    likeliest: str
+    of: int
+    asked: str
+    read: str
 
 
 @dataclass(frozen=True)
@@ -104,6 +152,71 @@ def _mosaic(home: Home, of: Subject, found: Any, device: str) -> Iterator[Shown]
         return
     caption = f"Keys of images {rows[0].name} and {rows[-1].name}, the first ones of {of.dataset}"
     yield Shown(caption, data_uri(mosaic(captures, opened, outlined=group, words=words), exact=True))
+
+
+def cases_of(home: Home, catalog: Catalog, of: Subject, rows: Sequence[Row]) -> Iterator[Case]:
+    """The first cases of each group of questions: `rows` are those of the analysis surfacing, which names the jobs.
+
+    The values are those of the pass that answered, else those of each image alone.
+    """
+    from vkvdb.extraction import dataset_root
+    from vkvdb.store import Store
+    from vkvdb.syncing import patiently
+
+    own: dict[str, tuple[str, str]] = {}
+    for row in sorted(rows, key=lambda r: r["place"] or ""):  # `value` comes before `value, isolated`
+        if row["place"] in ("value", "value, isolated"):
+            own.setdefault(row["asked_id"], (row["read_id"], row["place"]))
+    store = Store(home.store)
+    opened: Any = None
+    for asked, (read, place) in own.items():
+        given = {"asked": asked, "read": read, "place": place, "most": MOST}
+        found = patiently(lambda given=given: catalog.frame(_CASES, given).to_dicts())  # type: ignore[misc]
+        for row in found:
+            images: list[str] = []
+            lacking = ""
+            try:
+                if opened is None:
+                    manifest = store.dataset_named(of.dataset)
+                    assert manifest is not None
+                    opened = dataset_root(home, store, manifest), store.images(manifest["hash"])
+                images = [_thumbnail(opened[0], opened[1][number]) for number in row["images"]]
+            except VkvdbError as error:
+                lacking = str(error)
+            yield _case(row, images, lacking, place)
+
+
+def _case(row: Mapping[str, Any], images: Sequence[str], lacking: str, place: str) -> Case:
+    def option(number: int | None) -> str:
+        return "can't be read" if number is None else f"({chr(65 + number)}) {row['options'][number]}"
+
+    head = f", head {row['head']}" if row["head"] >= 0 else ""
+    isolated = ", each image alone" if place.endswith("isolated") else ""
+    share = f"right in {100 * row['share_when_chosen']:.0f} % of the other fold"
+    return Case(
+        group=row["grp"],
+        sample=row["sample_id"],
+        question=row["question"],
+        images=images,
+        lacking=lacking,
+        right=option(row["answer"]),
+        reading=option(row["answer"] if row["picked"] is None else row["picked"]),
+        where=f"layer {row['layer']}{head}{isolated}; {share}",
+        written=row["raw"],
+        written_as=option(row["written"]),
+        likeliest=option(row["likeliest"]),
+        of=row["of"],
+        asked=row["asked_id"],
+        read=row["read_id"],
+    )
+
+
+def _thumbnail(root: Any, row: Any) -> str:
+    from vkvdb.images import open_image
+
+    image = open_image(root, row)
+    image.thumbnail((_SIDE, _SIDE))
+    return data_uri(image)
 
 
 def data_uri(image: PIL.Image.Image, *, exact: bool = False) -> str:

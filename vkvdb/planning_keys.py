@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vkvdb.agnostic import DRAWS, Head, find, knockouts
+from vkvdb.agnostic import DRAWS, TO_IMAGE, TO_TEXT, Edges, Head, above_last, find, knockouts
 from vkvdb.calibrating import UNBIASED, VERSION, halves, key_sites, two_grids
 from vkvdb.errors import BadOption, NotCalibrated
 from vkvdb.extraction import image_list, limited_images
 from vkvdb.jobs import Ask, Calibrate, Job, Spec, from_json
 from vkvdb.models._checkpoint import Checkpoint, resolve, variants
 from vkvdb.paths import Home
-from vkvdb.planning import Choices, Planned, _all_or, _capture, _edition, _provenance, find_dataset, publish_model
+from vkvdb.planning import (
+    Choices,
+    Planned,
+    _all_or,
+    _capture,
+    _edition,
+    _provenance,
+    find_dataset,
+    publish_model,
+    score_jobs,
+)
 from vkvdb.planning_ask import answering, ask_job
 from vkvdb.store import ImageRow, Store
 from vkvdb.toyworld import names as shipped_names
@@ -122,20 +132,56 @@ def _fits(spec: Spec, found: Checkpoint) -> bool:
 
 
 def conditions_of(
-    home: Home, store: Store, *, model: str, draws: int = DRAWS, seed: int = 0
+    home: Home, store: Store, *, model: str, draws: int = DRAWS, seed: int = 0, edges: Edges = TO_TEXT
 ) -> dict[str, tuple[str, ...]]:
-    """{condition: interventions}: nothing cut (""), text -> image cut at a model's input-agnostic keys, and controls
+    """{condition: interventions}: nothing cut (""), edges cut at a model's input-agnostic keys, and controls
     (`agnostic.knockouts`).
 
-    Raises NotCalibrated, and BadOption when the model has no decoder or no such group.
+    Edges from image to image are cut above the last layer: no value comes after that. Raises NotCalibrated, and
+    BadOption when the model has no decoder or no such group.
     """
-    rows = calibration(store, answering(model, home))
+    rows = calibration(store, answering(model, home) if edges == TO_TEXT else resolve(model, home))
     found = find(rows)
     if not found.heads:
         why = f"no group of input-agnostic keys was found ({found.why}), so there is nothing to cut"
         raise BadOption(option="--model", value=model, why=why)
     s = {(r["layer"], r["head"]): r["value"] for r in rows if r["half"] == 0}
-    return {"": (), **knockouts(found.heads, s, draws=draws, seed=seed)}
+    heads = found.heads
+    if edges == TO_IMAGE:
+        s = above_last(s)
+        heads &= s.keys()
+        if not heads:
+            why = "all input-agnostic keys are in the last layer, and no image value comes after it"
+            raise BadOption(option="--model", value=model, why=why)
+    return {"": (), **knockouts(heads, s, draws=draws, seed=seed, edges=edges)}
+
+
+def downstream_jobs(
+    home: Home,
+    store: Store,
+    *,
+    model: str,
+    dataset: str,
+    task: str,
+    parameters: Mapping[str, Any],
+    choices: Choices,
+    draws: int = DRAWS,
+) -> dict[str, Planned]:
+    """{condition: the job that scores a task on a model's image values under it}: image -> image is cut.
+
+    Without a cut it is the job of `vkvdb score`, of all parts; under cuts, image values alone are read. Draws that
+    happen to be equal are one condition, the first of them.
+    """
+    planned: dict[str, Planned] = {}
+    conditions = conditions_of(home, store, model=model, draws=draws, seed=choices.seed, edges=TO_IMAGE)
+    for condition, cut in conditions.items():
+        own = replace(choices, interventions=cut, parts=choices.parts or (("value",) if cut else None))
+        (plan,) = score_jobs(
+            home, store, task=task, model=model, dataset=dataset, parameters=parameters, choices=own, controls=False
+        )
+        if plan.job.id not in {p.job.id for p in planned.values()}:
+            planned[condition] = plan
+    return planned
 
 
 def knockout_jobs(

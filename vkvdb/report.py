@@ -12,23 +12,23 @@ import os
 import re
 import socket
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vkvdb import __version__, analysis, registry
+from vkvdb.charting import findings_of
 from vkvdb.errors import BadOption, NothingToDraw, TrackingFailed
 from vkvdb.findings import Compared, Row, Subject, compare, interval, number, provenance, subject
 from vkvdb.paths import Home
-from vkvdb.pictures import Shown, shown_of
+from vkvdb.pictures import Case, Shown, cases_of, shown_of
 
 if TYPE_CHECKING:
     from vkvdb.catalog import Catalog
 
 _SHOWN = 40  # rows of an analysis that draws nothing
-_IDS = ("id", "read_id", "asked_id")  # columns of an analysis that name jobs
 _PLACES = {
     ("decoder", "value"): "image values",
     ("decoder", "key_unrotated"): "image keys before rotation",
@@ -58,7 +58,7 @@ class Drawn:
     name: str
     about: str
     spec: dict[str, Any] | None = None
-    findings: Sequence[str] = ()
+    findings: Sequence[Sequence[str]] = ()
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[Any]] = ()
     more: int = 0
@@ -90,7 +90,8 @@ class Page:
     compared: Sequence[Compared]
     charts_against: Sequence[Drawn]
     provenance: dict[str, list[Row]]
-    summary: Sequence[str]
+    summary: Sequence[tuple[str, Sequence[str]]]
+    cases: Mapping[str, Sequence[Case]]
     made: dict[str, str] = field(default_factory=dict)
 
 
@@ -142,6 +143,9 @@ def _page(home: Home, catalog: Catalog, model: str, dataset: str, against: str |
     measured = [_measured(one, *task, beside) for task in one.tasks()]
     again = [_drawn(home, "layers", two)] if two else []
     compared = compare(catalog, one, two) if two else []
+    cases: dict[str, list[Case]] = {}
+    for case in cases_of(home, catalog, one, [r for d in charts if d.name == "surfacing" for r in d.records]):
+        cases.setdefault(case.group, []).append(case)
     subjects = [s for s in (one, two) if s is not None]
     ids = {i for d in (*charts, *again) for i in d.ids}
     ids |= {r["id"] for s in subjects for r in (*s.values, *s.answers)}
@@ -154,6 +158,7 @@ def _page(home: Home, catalog: Catalog, model: str, dataset: str, against: str |
         charts_against=again,
         provenance=dict(provenance(catalog, ids, subjects)),
         summary=list(_summary(catalog, one, measured, charts)),
+        cases=cases,
         made={
             "version": __version__,
             "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -183,14 +188,12 @@ def _drawn(home: Home, name: str, of: Subject) -> Drawn:
     except NothingToDraw as nothing:
         typed = _TYPED.get(name, "").format(model=_typed(of), dataset=of.dataset)
         return Drawn(name, about, line=f"nothing to draw yet; type: {typed}" if typed else str(nothing))
-    ids = frozenset(
-        str(i) for column in _IDS if column in found.rows.columns for i in found.rows[column].drop_nulls().unique()
-    )
+    ids = frozenset(found.jobs())
     if found.chart is None:
         rows = found.rows.head(_SHOWN)
         return Drawn(name, about, columns=rows.columns, rows=rows.rows(), more=found.rows.height - rows.height, ids=ids)
     spec = _finite(found.chart.to_dict())
-    return Drawn(name, about, spec=spec, findings=list(_titles(spec)), ids=ids, records=found.rows.to_dicts())
+    return Drawn(name, about, spec=spec, findings=findings_of(spec), ids=ids, records=found.rows.to_dicts())
 
 
 def _finite(value: Any) -> Any:
@@ -200,17 +203,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _titles(spec: dict[str, Any]) -> Iterator[str]:
-    """What a chart says above its panels: its own title, else those of its parts."""
-    title = spec.get("title")
-    text = title.get("text") if isinstance(title, dict) else title
-    if text:
-        yield " ".join(text) if isinstance(text, list) else str(text)
-        return
-    for part in (*spec.get("vconcat", ()), *spec.get("hconcat", ())):
-        yield from _titles(part)
 
 
 def _measured(of: Subject, task: str, parameters: str, encoder: Sequence[Row]) -> Measured:
@@ -262,12 +254,15 @@ def _apart(row: Row) -> str:
     return "above" if low > 0 else "below"
 
 
-def _summary(catalog: Catalog, of: Subject, measured: Sequence[Measured], charts: Sequence[Drawn]) -> Iterator[str]:
+def _summary(
+    catalog: Catalog, of: Subject, measured: Sequence[Measured], charts: Sequence[Drawn]
+) -> Iterator[tuple[str, Sequence[str]]]:
+    """Sentences, each with those that go into its detail."""
     held = [r for m in measured for r in m.rows if r["place"] == "projector" and r["difference"] is not None]
     if held:
         counts = {how: sum(_apart(r) == how for r in held) for how in ("above", "not told apart from", "below")}
         told = ", ".join(f"{how} it in {n}" for how, n in counts.items())
-        yield f"Of {len(held)} tasks that both define, image values are, against the projector's output: {told}."
+        yield f"Of {len(held)} tasks that both define, image values are, against the projector's output: {told}.", ()
     straight = [r for r in of.answers if r["swap"] == 0]
     if straight:
         n = sum(r["n"] for r in straight)
@@ -275,10 +270,14 @@ def _summary(catalog: Catalog, of: Subject, measured: Sequence[Measured], charts
         low, high = catalog.query("SELECT wilson_low($k, $n), wilson_high($k, $n)", {"k": right, "n": n}).rows[0]
         share = {"value": right / n, "low": low, "high": high}
         prior = number(sum(r["n"] * r["prior"] for r in straight) / n)
-        yield f"Answers: {right} of {n} questions right in words, {interval(share)}; best constant answers: {prior}."
+        yield (
+            f"Answers: {right} of {n} questions right in words, {interval(share)}; best constant answers: {prior}.",
+            (),
+        )
     for drawn in charts:
         if drawn.name not in ("layers", "encoder"):
-            yield from (f"{drawn.name}: {finding}" for finding in drawn.findings)
+            for first, *more in drawn.findings:
+                yield (f"{drawn.name}: {first}", more)
 
 
 # --- the file ---

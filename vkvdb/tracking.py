@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,17 +99,38 @@ def log_page(
     """
     with _client(home, uri) as (client, is_ours), tempfile.TemporaryDirectory(dir=home.root) as folder:
         there = _experiment(client, experiment, _artifacts(home).as_uri() if is_ours else None)
-        # A hash, since MLflow's filters know no way to quote a quote.
-        tag = hashlib.sha256(name.encode()).hexdigest()
-        found = client.search_runs([there], f"tags.`{_PAGE_TAG}` = '{tag}'", max_results=1)
-        run = found[0] if found else client.create_run(there, tags={_PAGE_TAG: tag}, run_name=name)
+        run = _named_run(client, there, name)
         for path, content in {"report.html": page.read_bytes(), **pictures}.items():
             place = Path(folder, path)
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(content)
-        client.log_artifacts(run.info.run_id, folder)
-        client.set_terminated(run.info.run_id, "FINISHED")
-        return str(run.info.run_id)
+        client.log_artifacts(run, folder)
+        return run
+
+
+def log_chart(home: Home, name: str, jobs: Collection[str], picture: bytes, *, uri: str | None = None) -> int:
+    """Keep an analysis' chart (PNG) as an artifact of the runs of the jobs that it draws; of how many runs.
+
+    Only score jobs have runs: a chart of other jobs becomes an artifact of a run of its own. The same chart again
+    renews it. Nothing is done where nothing was mirrored yet. Raises TrackingFailed.
+    """
+    if tracking_uri(home, uri) == f"sqlite:///{home.mlflow}" and not home.mlflow.exists():
+        return 0
+    with _client(home, uri) as (client, is_ours), tempfile.TemporaryDirectory(dir=home.root) as folder:
+        every = [experiment.experiment_id for experiment in client.search_experiments()]
+        runs = [
+            run.info.run_id
+            for job in sorted(jobs)
+            for run in client.search_runs(every, f"tags.`{_TAG}` LIKE '{job}/%'")
+        ]
+        if not runs:
+            there = _experiment(client, "analyses", _artifacts(home).as_uri() if is_ours else None)
+            runs = [_named_run(client, there, f"analysis {name}")]
+        place = Path(folder, f"{name}.png")
+        place.write_bytes(picture)
+        for run in runs:
+            client.log_artifact(run, str(place), "charts")
+        return len(runs)
 
 
 def initialise(home: Home) -> None:
@@ -214,6 +235,16 @@ def _mirror_job(client: MlflowClient, job: dict[str, Any], curves: list[tuple[An
         )
     client.set_terminated(run.info.run_id, "FINISHED", _milliseconds(job["finished"]))
     return True
+
+
+def _named_run(client: MlflowClient, experiment: str, name: str) -> str:
+    """The run of that name that holds files and no job; made, and finished, where there is none."""
+    # A hash, since MLflow's filters know no way to quote a quote.
+    tag = hashlib.sha256(name.encode()).hexdigest()
+    found = client.search_runs([experiment], f"tags.`{_PAGE_TAG}` = '{tag}'", max_results=1)
+    run = found[0] if found else client.create_run(experiment, tags={_PAGE_TAG: tag}, run_name=name)
+    client.set_terminated(run.info.run_id, "FINISHED")
+    return str(run.info.run_id)
 
 
 def _experiment(client: MlflowClient, name: str, location: str | None) -> str:

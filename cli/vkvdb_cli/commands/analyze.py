@@ -43,6 +43,12 @@ class AnalysisFiles(click.Group):
                 help="Which of them to write.",
             ),
             click.Option(["--rows"], is_flag=True, help="Print the rows as CSV instead."),
+            click.Option(
+                ["--track/--no-track"],
+                default=True,
+                show_default=True,
+                help="Keep the chart with the jobs' runs in MLflow too.",
+            ),
         ]
         return click.Command(
             cmd_name,
@@ -58,10 +64,10 @@ def command() -> None:
     """Ask a question of all results. New results are absorbed first; charts say which jobs they draw."""
 
 
-def _analyze(name: str, out: Path | None, formats: str, rows: bool, **given: Any) -> None:
+def _analyze(name: str, out: Path | None, formats: str, rows: bool, track: bool, **given: Any) -> None:
     """Run an analysis, write its files, and print where they are and which jobs they draw."""
     from vkvdb import analysis
-    from vkvdb.errors import BadOption
+    from vkvdb.errors import BadOption, TrackingFailed
     from vkvdb.syncing import patiently
     from vkvdb_cli._after import reading
     from vkvdb_cli.output import print_csv, print_table
@@ -83,3 +89,10 @@ def _analyze(name: str, out: Path | None, formats: str, rows: bool, **given: Any
         print_table(["job", "model", "dataset", "task", "n", "of"], [(r[0][:8], *r[1:]) for r in jobs.rows()])
     for path in paths:
         click.echo(str(path))
+    if track and found.chart is not None:
+        from vkvdb import tracking
+
+        try:
+            tracking.log_chart(home, found.name, found.jobs(), found.picture())
+        except TrackingFailed as error:
+            click.echo(f"vkvdb: {error}", err=True)
