@@ -25,12 +25,13 @@ from vkvdb.paths import Home
 from vkvdb.samples import SAMPLE_KINDS, Clip, Episode, Expression, Image, ImagePair, ImageSet, Question, Sample
 from vkvdb.soundness import fault
 from vkvdb.store import Store
-from vkvdb.toyworld.world import CATEGORIES, HELD_OUT_CATEGORIES, render, scene, seeds
+from vkvdb.toyworld.world import CATEGORIES, HELD_OUT_CATEGORIES, HELD_OUT_PARTS, render, scene, seeds
 from vkvdb.types import Reading, TokenGrid
 
 FEW = Sizes(pairs=4, pool=8, episodes=3, scenes=8, asked=8, clips=2, choices=1)
+TWICE = Sizes(pairs=1, pool=2, episodes=0, scenes=2, asked=1, clips=1, choices=0, draws=2)
 # Other content under the same version would make a store's dataset stand for what the code no longer makes.
-GOLDEN = "b22da5ee8b63ff83fbc632915ba4fdf6"
+GOLDEN = "7a94c7acce3859cd98fab653ad754c8a"
 
 
 @pytest.fixture
@@ -168,6 +169,60 @@ def test_no_seed_is_one_of_training(made: tuple[Path, Reading]) -> None:
     assert seeds("val", 1)[0] - seeds("train", 1)[0] > toyworld._CHOICES + 10 * toyworld._APART
     test = range(seeds("test", 1)[0], seeds("test", 1)[0] + 100_000_000)
     assert all(int(image.name.split("-")[2 - image.name.startswith("scene")]) in test for image in _seeded(made[1]))
+
+
+def test_draws_are_told_apart_and_share_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SIZES, "test", TWICE)
+    reading = ToyWorld().read(tmp_path, "test")
+    draws = [{name for name in _names(reading) if name.startswith(f"draw{n}-")} for n in range(2)]
+    assert draws[0] | draws[1] == _names(reading)
+    kinds = Counter((sample.kind, sample.cluster.partition("-")[0]) for sample in reading.samples)
+    assert kinds["image_pair", "draw0"] == kinds["image_pair", "draw1"] == len(CATEGORIES)
+    for sample in reading.samples:
+        draw = sample.cluster.partition("-")[0]
+        assert sample.id.startswith(f"{draw}-")
+        assert all(name.startswith(f"{draw}-") for name in sample.images())
+    content = [
+        {(tmp_path / image.path).read_bytes() for image in reading.images if image.name in draw} for draw in draws
+    ]
+    assert not content[0] & content[1]
+    # What the card asks of a draw's scenes is asked of these.
+    first = seeds("test", 1, toyworld.DRAW_APART)[0]
+    assert f"draw1-scene-{first}" in draws[1]
+
+
+def test_parts_are_pairs_of_one_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SIZES, "parts", TWICE)
+    monkeypatch.setitem(SIZES, "test", TWICE)
+    whole = {pair.id: pair for pair in of(ToyWorld().read(tmp_path / "whole", "test"), ImagePair)}
+    reading = ToyWorld().read(tmp_path / "parts", "parts")
+    assert len({sample.id for sample in reading.samples}) == len(reading.samples)
+    assert set(HELD_OUT_PARTS) < {sample.group for sample in reading.samples}
+    assert {image.name for image in reading.images} == {name for one in reading.samples for name in one.images()}
+    seen: Counter[str] = Counter()
+    for part in reading.samples:
+        assert isinstance(part, ImagePair)
+        pair = whole[part.cluster]
+        assert pair.group not in HELD_OUT_CATEGORIES
+        assert (part.id, part.names) == (f"{pair.id}-{part.group}", (part.group,))
+        place = pair.names.index(part.group)
+        assert part.source_points == pair.source_points[place : place + 1]
+        assert part.target_points == pair.target_points[place : place + 1]
+        assert (part.source, part.target, part.target_box) == (pair.source, pair.target, pair.target_box)
+        seen[pair.id] += 1
+    assert seen == {name: len(pair.names) for name, pair in whole.items() if pair.group not in HELD_OUT_CATEGORIES}
+
+
+def test_what_the_card_counts_on_is_there() -> None:
+    """Three draws, 300 scenes and pairs, and so many questions of a kind that half of them is more than 25."""
+    test = SIZES["test"]
+    assert test.draws == SIZES["parts"].draws == 3
+    assert min(test.pairs * len(CATEGORIES), test.episodes * len(CATEGORIES), test.scenes) * test.draws >= 300
+    assert test.choices * test.draws >= 60
+
+
+def _names(reading: Reading) -> set[str]:
+    return {image.name for image in reading.images}
 
 
 def _seeded(reading: Reading) -> list[Any]:

@@ -1,8 +1,9 @@
 """The toy world: scenes drawn from a seed, with samples of every kind and perfect ground truth. Made, not downloaded.
 
-It is the world that the shipped models were trained on (`vkvdb/toyworld`, Apache-2.0); the seeds of `test`, `val` and
-`demo` are not those of training, and those of `demo` are among `test`'s. Categories `horse`, `truck` and `flower` were
-held out of every training question that names a place: their groups tell how far a finding carries. There are
+It is the world that the shipped models were trained on (`vkvdb/toyworld`, Apache-2.0); the seeds of `test`, `val`,
+`demo` and `parts` are not those of training, and those of `demo` and `parts` are among `test`'s. Categories `horse`,
+`truck` and `flower` were held out of every training question that names a place: their groups tell how far a finding
+carries. There are
 
 - a **gallery**, category by category: pairs of images, each with one large thing of it. `ImagePair` matches points of
   the two things by name, `Image` is each of them with its mask, `Episode` and `ImageSet` are drawn among the first;
@@ -11,6 +12,11 @@ held out of every training question that names a place: their groups tell how fa
 - **clips** of eight frames;
 - **choices**, BLINK-shaped `Question`s over one to three images: an option's letter is its place; marks are drawn into
   the images and told in the order in which they are drawn.
+
+`test` is drawn three times, from seeds far apart: ids and clusters of a draw begin with `draw0-`, `draw1-` or
+`draw2-`, so that a finding can be told for each. `parts`, drawn likewise, holds nothing but pairs, part by part: an
+`ImagePair` for each point, whose group is the point's name. Training never named `wing` nor `chimney`. Its categories
+are those that were not held out, so that all other parts were named with their places.
 
 Images are PNG without compression, so that their bytes depend on no version of any library.
 """
@@ -21,7 +27,7 @@ import random
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -47,7 +53,8 @@ SET = 8
 class Sizes:
     """How much of everything a split has.
 
-    `pool` images of a category are what its `episodes` are drawn among, `asked` scenes are those with questions.
+    `pool` images of a category are what its `episodes` are drawn among, `asked` scenes are those with questions. All of
+    it is drawn `draws` times.
     """
 
     pairs: int
@@ -57,49 +64,60 @@ class Sizes:
     asked: int
     clips: int
     choices: int
+    draws: int = 1
 
 
 SIZES = {
-    "test": Sizes(pairs=30, pool=24, episodes=20, scenes=300, asked=300, clips=20, choices=30),
+    "test": Sizes(pairs=10, pool=16, episodes=10, scenes=150, asked=50, clips=7, choices=20, draws=3),
     "val": Sizes(pairs=15, pool=24, episodes=10, scenes=150, asked=150, clips=10, choices=15),
     "demo": Sizes(pairs=12, pool=16, episodes=8, scenes=40, asked=8, clips=4, choices=12),
+    "parts": Sizes(pairs=20, pool=0, episodes=0, scenes=0, asked=0, clips=0, choices=0, draws=3),
 }
-_SEEDS = {"test": "test", "val": "val", "demo": "test"}
+_SEEDS = {"test": "test", "val": "val", "demo": "test", "parts": "test"}
 # Where in a split's hundred million seeds each kind begins; a category's or kind's own begin a million apart.
 _PAIRS, _CLIPS, _CHOICES = 10_000_000, 30_000_000, 40_000_000
 _APART = 1_000_000
+DRAW_APART = 300_000
+"""How far apart two draws of one kind begin."""
 
 
 class ToyWorld:
     """The adapter: writes its images under the root that it is given."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     splits: ClassVar[tuple[str, ...]] = tuple(SIZES)
     layout: ClassVar[str] = ""
 
     def read(self, root: Path, split: str) -> Reading:
-        made = _Made(root, split, SIZES[split])
-        made.gallery()
-        made.scenes()
-        made.clips()
-        made.choices()
-        return made.reading
+        reading = Reading()
+        (root / "images").mkdir(parents=True)
+        for draw in range(SIZES[split].draws):
+            made = _Made(root, split, draw, reading)
+            if split == "parts":
+                made.parts()
+                continue
+            made.gallery()
+            made.scenes()
+            made.clips()
+            made.choices()
+        return reading
 
 
 class _Made:
-    """A split in the making."""
+    """A draw of a split in the making."""
 
-    def __init__(self, root: Path, split: str, sizes: Sizes) -> None:
-        self.reading = Reading()
-        self.sizes = sizes
+    def __init__(self, root: Path, split: str, draw: int, reading: Reading) -> None:
+        self.reading = reading
+        self.sizes = SIZES[split]
         self._root = root
         self._split = _SEEDS[split]
-        (root / "images").mkdir(parents=True)
+        self._draw = draw
+        self._tag = f"draw{draw}-" if self.sizes.draws > 1 else ""
 
     def _seeds(self, start: int) -> Iterator[int]:
         from vkvdb.toyworld.world import seeds
 
-        return iter(seeds(self._split, _APART, start))
+        return iter(seeds(self._split, DRAW_APART, start + self._draw * DRAW_APART))
 
     def _image(self, name: str, pixels: UInt8) -> str:
         path = f"images/{name}.png"
@@ -113,7 +131,9 @@ class _Made:
 
         for number, category in enumerate(CATEGORIES):
             seeds = self._seeds(_PAIRS + number * _APART)
-            labelled = [each for _ in range(self.sizes.pairs) for each in self._pair(category, seeds)]
+            pairs = [self._pair(category, seeds) for _ in range(self.sizes.pairs)]
+            self.reading.samples += [matched for matched, _ in pairs]
+            labelled = [each for _, ends in pairs for each in ends]
             self.reading.samples += [
                 Image(id=image, group=category, cluster=image, image=image, category=category, mask=one.mask)
                 for one in labelled
@@ -121,41 +141,63 @@ class _Made:
             ]
             self._among(category, labelled[: self.sizes.pool])
 
-    def _pair(self, category: str, seeds: Iterator[int]) -> list[Labelled]:
-        """The next pair of a category with enough points; its images with their things' masks."""
+    def parts(self) -> None:
+        """The pairs of the categories that were not held out, a sample for each point."""
+        from vkvdb.toyworld.world import CATEGORIES, HELD_OUT_CATEGORIES
+
+        for number, category in enumerate(CATEGORIES):
+            if category in HELD_OUT_CATEGORIES:
+                continue
+            seeds = self._seeds(_PAIRS + number * _APART)
+            for _ in range(self.sizes.pairs):
+                whole, _ = self._pair(category, seeds)
+                self.reading.samples += [
+                    replace(
+                        whole,
+                        id=f"{whole.id}-{name}",
+                        group=name,
+                        source_points=(source,),
+                        target_points=(target,),
+                        names=(name,),
+                    )
+                    for name, source, target in zip(whole.names, whole.source_points, whole.target_points, strict=True)
+                ]
+
+    def _pair(self, category: str, seeds: Iterator[int]) -> tuple[ImagePair, list[Labelled]]:
+        """The next pair of a category with enough points, and its images with their things' masks."""
         from vkvdb.toyworld.world import pair, render
 
         while len((drawn := pair(next(seeds), [category])).names) < POINTS:
             pass
         ends = [render(drawn.source), render(drawn.target)]
-        name = f"pair-{category}-{drawn.seed}"
+        name = f"{self._tag}pair-{category}-{drawn.seed}"
         images = [self._image(f"{name}-{end}", one.image) for end, one in zip("ab", ends, strict=True)]
         boxes = [_box(one) for one in ends]
         points = [tuple((one.keypoints[0][key].x, one.keypoints[0][key].y) for key in drawn.names) for one in ends]
-        self.reading.samples.append(
-            ImagePair(
-                id=name,
-                group=category,
-                cluster=name,
-                source=images[0],
-                target=images[1],
-                source_points=points[0],
-                target_points=points[1],
-                source_box=boxes[0],
-                target_box=boxes[1],
-                names=drawn.names,
-            )
+        matched = ImagePair(
+            id=name,
+            group=category,
+            cluster=name,
+            source=images[0],
+            target=images[1],
+            source_points=points[0],
+            target_points=points[1],
+            source_box=boxes[0],
+            target_box=boxes[1],
+            names=drawn.names,
         )
-        return [Labelled(image, masks.encode(one.instances == 1)) for image, one in zip(images, ends, strict=True)]
+        return matched, [
+            Labelled(image, masks.encode(one.instances == 1)) for image, one in zip(images, ends, strict=True)
+        ]
 
     def _among(self, category: str, pool: list[Labelled]) -> None:
         """Episodes and sets among images that lie together."""
-        rng = random.Random(f"{self._split}/{category}")
+        rng = random.Random(f"{self._split}/{self._tag}{category}")
         for query in pool[: self.sizes.episodes]:
             supports = rng.sample([one for one in pool if one is not query], SUPPORTS)
             self.reading.samples.append(
                 Episode(
-                    id=f"episode-{query.image}",
+                    id=f"{self._tag}episode-{query.image.removeprefix(self._tag)}",
                     group=category,
                     cluster=query.image,
                     supports=tuple(supports),
@@ -163,7 +205,7 @@ class _Made:
                 )
             )
         for first in range(0, len(pool), SET):
-            name = f"set-{category}-{first // SET}"
+            name = f"{self._tag}set-{category}-{first // SET}"
             members = tuple(pool[first : first + SET])
             self.reading.samples.append(ImageSet(id=name, group=category, cluster=name, members=members))
 
@@ -179,7 +221,7 @@ class _Made:
         for number in range(self.sizes.scenes):
             drawn = scene(next(seeds))
             seen = render(drawn)
-            name = self._image(f"scene-{drawn.seed}", seen.image)
+            name = self._image(f"{self._tag}scene-{drawn.seed}", seen.image)
             regions = [masks.encode(seen.instances == index + 1) for index in range(len(drawn.things))]
             self.reading.samples += [
                 Expression(
@@ -218,7 +260,7 @@ class _Made:
             objects = [index for index in things if (seen[0].instances == index).sum() >= MIN_AREA]
             if not objects:
                 continue
-            name = f"clip-{seed}"
+            name = f"{self._tag}clip-{seed}"
             self.reading.samples.append(
                 Clip(
                     id=name,
@@ -238,7 +280,7 @@ class _Made:
             for _ in range(self.sizes.choices):
                 while (made := choice(kind, seed := next(seeds))) is None:
                     pass
-                name = f"choice-{kind}-{seed}"
+                name = f"{self._tag}choice-{kind}-{seed}"
                 shown = tuple(self._image(f"{name}-{place}", pixels) for place, pixels in enumerate(made.images))
                 self.reading.samples.append(
                     Question(

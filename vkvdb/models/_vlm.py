@@ -42,6 +42,7 @@ class Vlm:
     version: ClassVar[int] = 1
     checkpoint: ClassVar[bool] = True
     views: ClassVar[tuple[str, ...]] = (BASE,)
+    silent: ClassVar[Mapping[str, str]] = {"encoder": "the tower comes without its text side: score its encoder"}
     processor_class: ClassVar[str] = ""  # transformers' own
     opening: ClassVar[str] = ""  # what the chat template writes right before an image's placeholder
 

@@ -37,6 +37,7 @@ class Dinov2:
     version: ClassVar[int] = 1
     checkpoint: ClassVar[bool] = True
     views: ClassVar[tuple[str, ...]] = ("base",)
+    silent: ClassVar[Mapping[str, str]] = {"encoder": "DINOv2 has no text side"}
 
     @staticmethod
     def sites(config: Mapping[str, Any]) -> tuple[SiteShape, ...]:

@@ -27,6 +27,7 @@ class Pixels:
     version: ClassVar[int] = 1
     checkpoint: ClassVar[bool] = False
     views: ClassVar[tuple[str, ...]] = ("base",)
+    silent: ClassVar[Mapping[str, str]] = {"encoder": "pixels have no text side"}
 
     @staticmethod
     def sites(config: Mapping[str, Any]) -> tuple[SiteShape, ...]:

@@ -36,6 +36,7 @@ class Siglip:
     version: ClassVar[int] = 1
     checkpoint: ClassVar[bool] = True
     views: ClassVar[tuple[str, ...]] = ("base",)
+    silent: ClassVar[Mapping[str, str]] = {"encoder": "words lie in the space of the pooled image: see stage projector"}
 
     @staticmethod
     def sites(config: Mapping[str, Any]) -> tuple[SiteShape, ...]:

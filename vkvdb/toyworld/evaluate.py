@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from vkvdb.toyworld.choices import CHOICE_KINDS, Choice, choice
 from vkvdb.toyworld.data import CHOICE_SLOT, SLOT, UInt8, slot
-from vkvdb.toyworld.language import facts, stage1_phrases, true_phrases
+from vkvdb.toyworld.language import facts, stage1_phrases, true_phrases, vocabulary
 from vkvdb.toyworld.packing import Batch, Layout, answer_logits
 from vkvdb.toyworld.questions import KINDS, Asked, Question, question
-from vkvdb.toyworld.world import render, scene, seeds
+from vkvdb.toyworld.world import GRID, render, scene, seeds
+
+Cell = tuple[int, int]
 
 
 class Score(NamedTuple):
@@ -25,6 +28,21 @@ class Score(NamedTuple):
     accuracy: float
     prior: float
     n: int
+
+
+class Located(NamedTuple):
+    """How near `n` answers to `locate` are: shares in the very cell and within one cell of it (both axes), distances.
+
+    `far` (n,) are distances in cells, Euclidean; an answer that is no cell is as far off as the grid allows.
+    """
+
+    exact: float
+    near: float
+    far: npt.NDArray[np.float64]
+
+    @property
+    def n(self) -> int:
+        return len(self.far)
 
 
 class Exam(NamedTuple):
@@ -97,6 +115,68 @@ def answer_scores(
         for exam, row in zip(part, right, strict=True):
             results += [(one.kind, one.answer, good) for one, good in zip(exam.questions, row, strict=False)]
     return _tally(KINDS, results)
+
+
+@torch.no_grad()
+def located(
+    model: LlavaOnevisionForConditionalGeneration, asked: Sequence[Exam], device: torch.device
+) -> tuple[list[Cell], list[Cell | None]]:
+    """The cells (column, row) that `locate` questions ask for, and those answered by greedy decoding, word by word.
+
+    None stands for an answer that is not a column and a row.
+    """
+    found = [(exam.image, one) for exam in asked for one in exam.questions if one.kind == "locate"]
+    truth = [_cell(*one.answer.split()) for _, one in found]
+    assert all(cell is not None for cell in truth)
+    layout, words = Layout(0, 1, False, 1, SLOT), vocabulary()
+    said: list[list[str]] = [[] for _ in found]
+    for first in range(0, len(found), 20):
+        part = found[first : first + 20]
+        images = torch.from_numpy(np.stack([image for image, _ in part]))[:, None].to(device)
+        for place in range(2):
+            # A word depends on those before it alone: whatever stands where it will be.
+            before = [[*said[first + n], "x0", "y0"][:2] if place else ["x0", "y0"] for n in range(len(part))]
+            filled = [slot(one.text, " ".join(two)) for (_, one), two in zip(part, before, strict=True)]
+            batch = Batch(
+                images,
+                torch.zeros(len(part), 0, dtype=torch.uint8, device=device),
+                torch.tensor([[tokens] for tokens, _ in filled], dtype=torch.uint8, device=device),
+                torch.tensor([[start] for _, start in filled], dtype=torch.uint8, device=device),
+            )
+            logits, _, where = answer_logits(model, layout, batch)
+            starts = torch.tensor([start for _, start in filled], device=device)
+            wanted = where[:, 2] == starts[where[:, 0]] + place
+            for n, token in zip(where[wanted, 0].tolist(), logits[wanted].argmax(-1).tolist(), strict=True):
+                said[first + n].append(words[token])
+    return [cell for cell in truth if cell is not None], [_cell(*two) for two in said]
+
+
+def _cell(column: str, row: str) -> Cell | None:
+    """(3, 10) of `x3` and `y10`; None of other words."""
+    if column[:1] == "x" and row[:1] == "y" and column[1:].isdigit() and row[1:].isdigit():
+        return int(column[1:]), int(row[1:])
+    return None
+
+
+def nearness(truth: Sequence[Cell], given: Sequence[Cell | None]) -> Located:
+    """How near answers are to the cells that were asked for."""
+    wanted = np.array(truth, dtype=np.float64)
+    corner = np.maximum(wanted, GRID - 1 - wanted)
+    off = np.array(
+        [
+            np.abs(np.subtract(cell, right)) if cell is not None else worst
+            for cell, right, worst in zip(given, wanted, corner, strict=True)
+        ]
+    )
+    return Located(float((off.max(1) == 0).mean()), float((off.max(1) <= 1).mean()), np.hypot(off[:, 0], off[:, 1]))
+
+
+def constant_nearness(truth: Sequence[Cell]) -> tuple[Located, Located]:
+    """What one and the same answer gets: the commonest cell, and for each measure the cell that is best at it."""
+    every = [nearness(truth, [(column, row)] * len(truth)) for column in range(GRID) for row in range(GRID)]
+    commonest = nearness(truth, [Counter(truth).most_common(1)[0][0]] * len(truth))
+    nearest = min(every, key=lambda one: float(one.far.mean()))
+    return commonest, Located(max(one.exact for one in every), max(one.near for one in every), nearest.far)
 
 
 def choice_exams(first_seed: int, count: int) -> dict[str, list[Choice]]:

@@ -164,12 +164,25 @@ def build_model(preset: Preset, encoder: SiglipModel | None = None) -> LlavaOnev
     """
     torch.manual_seed(preset.seed + 1)
     model = LlavaOnevisionForConditionalGeneration(model_config(preset))
+    _open_projector(model.model.multi_modal_projector)
     if encoder is not None:
         tower = model.model.vision_tower
         tower_state = tower.state_dict()
         trained = encoder.vision_model.state_dict()
         tower.load_state_dict({name: trained[_without_wrapper(name, trained)] for name in tower_state})
     return model
+
+
+def _open_projector(projector: Any) -> None:
+    """Starts the projector where its GELU is nearly a straight line.
+
+    As usually drawn it loses half of what the tower tells: a linear reading finds the column of 80 % of the tower's
+    tokens, of 36 % of such a projector's and of 73 % of this one's, and answers alone hardly bring it back.
+    """
+    with torch.no_grad():
+        projector.linear_1.bias.fill_(4.0)
+        risen = torch.nn.functional.gelu(projector.linear_1.bias)
+        projector.linear_2.bias.copy_(-projector.linear_2.weight @ risen)
 
 
 def _without_wrapper(name: str, known: dict[str, Any]) -> str:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 MODEL = "toy"
 ANALYSES = ("layers", "encoder", "correlation", "keys", "prefix", "surfacing")
-# How many samples the short demo scores: enough for a curve, few enough for two cores and three minutes.
+# How many samples the short demo scores: enough for a curve, few enough for two cores and three minutes. The full one
+# scores them all but for these, which takes half an hour on two cores.
 TASKS = {
     "segmentation": 36,
     "foreground": 24,
@@ -25,10 +26,17 @@ TASKS = {
     "correspondence": 48,
     "temporal_correspondence": 2,
 }
-PARTS = {"cosegmentation": ("value",)}  # clustering is dear; the others are read at what charts show
+FULL_TASKS = {"segmentation": 300}
+VALUES = ("value",)
+PARTS = {"cosegmentation": VALUES}  # clustering is dear; the others are read at what charts show
 ACROSS = "foreground"  # the task that all models of the correlation are scored on
 PREFIXED = "segmentation"
-CALIBRATED, PREFIXES = 64, 24
+CALIBRATED, PREFIXES, CUT = 64, 24, 60
+FULL_PREFIXES, FULL_CUT = 300, 600  # the first as many as are scored without a prefix
+# In the full demo only: a floor of its own, and what held-out parts are told by, with the controls that it takes.
+FLOOR = "colours"
+HELD_OUT_PARTS = "toyworld-parts"
+BESIDE_PARTS = (MODEL, "toy-siglip", "pixels", f"{MODEL}@random:0")
 
 
 @click.command()
@@ -48,12 +56,13 @@ def command(ctx: click.Context, full: bool) -> None:
     home = find_home()
     store = Store(home.store)
     dataset = "toyworld-test" if full else "toyworld-demo"
-    for name in (dataset, default_calibration(MODEL)):
+    for name in (dataset, default_calibration(MODEL), *((HELD_OUT_PARTS,) if full else ())):
         ensure_made(home, store, name)
     worked = False
     # What is cut off in the second half follows from what the first one measured.
     for plans in (_measured, _cut):
-        todo = enqueue(home, store, list(plans(home, store, dataset, full=full)))
+        # Two studies may want the very same job.
+        todo = list(dict.fromkeys(enqueue(home, store, list(plans(home, store, dataset, full=full)))))
         failed = run_side_by_side(home, todo, os.cpu_count() or 1) if todo else 0
         if failed:
             ctx.exit(failed)
@@ -72,46 +81,53 @@ def _measured(home: Home, store: Store, dataset: str, *, full: bool) -> Iterator
     from vkvdb.planning_prefix import prefix_jobs
     from vkvdb.toyworld import names
 
-    def some(limit: int | None, task: str = "") -> Choices:
-        parts = PARTS.get(task, ("key_unrotated", "value"))
-        return Choices(parts=None if full else parts, limit=None if full else limit)
-
-    def scored(task: str, limit: int | None, model: str = MODEL, *, controls: bool = True) -> list[Planned]:
+    def scored(
+        task: str, model: str = MODEL, *, on: str = dataset, parts: tuple[str, ...] | None = None, controls: bool = True
+    ) -> list[Planned]:
+        parts = parts or PARTS.get(task, ("key_unrotated", "value"))
         return score_jobs(
             home,
             store,
             task=task,
             model=model,
-            dataset=dataset,
+            dataset=on,
             parameters={},
-            choices=some(limit, task),
+            choices=Choices(parts=parts, limit=(FULL_TASKS if full else TASKS).get(task)),
             encoders=default_encoders(MODEL) if controls else (),
             controls=controls,
         )
 
-    for task, limit in TASKS.items():
-        yield from scored(task, limit)
-    yield from scored("choices", None)
+    tasks = (*TASKS, "choices")
+    for task in tasks:
+        yield from scored(task)
     siblings = [name for name in names() if name.startswith(f"{MODEL}-") and name not in default_encoders(MODEL)]
     for model in siblings:
-        yield from scored(ACROSS, TASKS[ACROSS], model, controls=False)
+        yield from scored(ACROSS, model, parts=VALUES, controls=False)
     for model in (MODEL, f"{MODEL}@random:0", *siblings):
-        reading = "choices" if model == MODEL else ""
-        yield ask_job(home, store, model=model, dataset=dataset, choices=Choices(), swaps=full, task=reading)
-    calibration = default_calibration(MODEL)
-    yield from calibrate_jobs(home, store, model=MODEL, dataset=calibration, choices=Choices(limit=CALIBRATED))
-    chosen = some(PREFIXES)
+        swaps, reading = (full, "choices") if model == MODEL else (False, "")
+        yield ask_job(home, store, model=model, dataset=dataset, choices=Choices(), swaps=swaps, task=reading)
+    calibration, images = default_calibration(MODEL), Choices(limit=None if full else CALIBRATED)
+    yield from calibrate_jobs(home, store, model=MODEL, dataset=calibration, choices=images)
+    chosen = Choices(parts=("key_unrotated", "value"), limit=FULL_PREFIXES if full else PREFIXES)
     yield from prefix_jobs(home, store, model=MODEL, dataset=dataset, task=PREFIXED, parameters={}, choices=chosen)
+    if not full:
+        return
+    for task in tasks:
+        yield from scored(task, FLOOR, controls=False)
+    beside = scored("correspondence", on=HELD_OUT_PARTS, parts=VALUES)
+    yield from (plan for plan in beside if plan.checkpoint.name in BESIDE_PARTS)
+    yield from scored("correspondence", FLOOR, on=HELD_OUT_PARTS, parts=VALUES, controls=False)
 
 
-def _cut(home: Home, store: Store, dataset: str, **_: bool) -> Iterator[Planned]:
+def _cut(home: Home, store: Store, dataset: str, *, full: bool) -> Iterator[Planned]:
     """Answers without the input-agnostic keys, where there are such."""
     from vkvdb.models._checkpoint import resolve
     from vkvdb.planning import Choices
     from vkvdb.planning_keys import group_of, knockout_jobs
 
     if group_of(store, resolve(MODEL, home))[0]:
-        yield from knockout_jobs(home, store, model=MODEL, dataset=dataset, choices=Choices()).values()
+        some = Choices(limit=FULL_CUT if full else CUT)
+        yield from knockout_jobs(home, store, model=MODEL, dataset=dataset, choices=some).values()
 
 
 def _drawn(home: Home, folder: Path, dataset: str, *, anew: bool) -> list[Path]:
