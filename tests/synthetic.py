@@ -39,8 +39,14 @@ class World:
     datasets: dict[str, str] = field(default_factory=dict)
     models: dict[str, Made] = field(default_factory=dict)
 
-    def dataset(self, name: str = "coco-val", images: int = 24, classes: Sequence[str] = ("cat", "dog", "fish")) -> str:
-        """An image is a cluster and has two samples, of different classes."""
+    def dataset(
+        self,
+        name: str = "coco-val",
+        images: int = 24,
+        classes: Sequence[str] = ("cat", "dog", "fish"),
+        labels: Sequence[tuple[str, str]] = (),
+    ) -> str:
+        """An image is a cluster and has two samples, of different classes; or samples of given (group, cluster)."""
         rows = [
             ImageRow(image=n, name=f"i{n}", path=f"{n}.jpg", width=64, height=48, sha256=f"{n:064x}", bytes=1000 + n)
             for n in range(images)
@@ -57,6 +63,11 @@ class World:
             for n in range(images)
             for k in range(2)
         ]
+        if labels:
+            samples = [
+                Image(id=str(n), group=group, cluster=cluster, image="i0", category="x", mask=MASK)
+                for n, (group, cluster) in enumerate(labels)
+            ]
         facts = {
             "name": name,
             "adapter": name.partition("-")[0],

@@ -7,15 +7,15 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections import defaultdict
 
 import duckdb
-import numpy as np
 import pytest
 import synthetic
+from by_hand import mean_and_error
 from scipy import stats
 
 from vkvdb import catalog as catalog_module
+from vkvdb import statistics, upgrading
 from vkvdb.catalog import Catalog
 from vkvdb.errors import BadQuery, CatalogFailed, CatalogLocked
 from vkvdb.schema import metadata, number
@@ -184,12 +184,12 @@ def test_a_job_without_its_model_is_absorbed_once_that_is_there(catalog, world):
 
 
 def test_death_in_the_middle_of_a_job_leaves_nothing_of_it(catalog, world, monkeypatch):
-    text = catalog_module._text
+    text = upgrading.text_of
 
     def broken(name: str) -> str:
         return "SELECT error('power cut' || $job)" if name == "summaries.sql" else text(name)
 
-    monkeypatch.setattr(catalog_module, "_text", broken)
+    monkeypatch.setattr(catalog_module, "text_of", broken)
     with pytest.raises(CatalogFailed, match="power cut"):
         catalog.absorb(world.store)
     monkeypatch.undo()
@@ -366,23 +366,6 @@ def test_sites_are_spelled_as_types_spells_them(filled):
     assert value(filled, "SELECT count(*) FROM sites") == len(STAGES) * 512 * len(PARTS)
 
 
-def by_hand(values, weights, groups, clusters):
-    """Mean over groups of weighted means, its cluster-linearised error and the number of clusters; written anew."""
-    defined = ~np.isnan(values)
-    names = sorted({g for g, d, w in zip(groups, defined, weights, strict=True) if d and w > 0})
-    means, residual = [], defaultdict(float)
-    for name in names:
-        inside = [i for i in range(len(values)) if groups[i] == name and defined[i]]
-        total = sum(weights[i] for i in inside)
-        mean = sum(weights[i] * values[i] for i in inside) / total
-        means.append(mean)
-        for i in inside:
-            residual[clusters[i]] += weights[i] * (values[i] - mean) / (total * len(names))
-    count = len(residual)
-    error = np.sqrt(count / (count - 1) * sum(e * e for e in residual.values())) if count > 1 else None
-    return (np.mean(means) if means else None), error, count
-
-
 def test_results_are_what_the_method_says(filled, world):
     """Clusters across groups, weights, and values that are not defined."""
     truth = {0: 0.2, 1: 0.5, -1: float("nan")}
@@ -395,7 +378,7 @@ def test_results_are_what_the_method_says(filled, world):
     for row in found.to_dicts():
         part = scores[(scores.site == row["site"]) & (scores["head"] == row["head"])]
         given = [labels[i] for i in part["sample"]]
-        wanted = by_hand(
+        wanted = mean_and_error(
             part.value.to_numpy(float),
             part.weight.to_numpy(float),
             [s.group for s in given],
@@ -407,20 +390,21 @@ def test_results_are_what_the_method_says(filled, world):
             continue
         assert (row["value"], row["se"]) == pytest.approx(wanted[:2], rel=1e-6)
         assert (row["n"], row["n_groups"], row["n_clusters"]) == (48, 3, wanted[2] == 24 and 24)
-        assert row["high"] - row["value"] == pytest.approx(stats.t.ppf(0.975, 23) * wanted[1], rel=1e-3)
+        assert row["df"] == pytest.approx(wanted[3], rel=1e-6)
+        assert row["high"] - row["value"] == pytest.approx(stats.t.ppf(0.975, wanted[3]) * wanted[1], rel=1e-3)
     group = filled.frame(
         "SELECT * FROM results_by_group WHERE id = $job AND grp = 'dog' AND stage = 'projector'", {"job": job}
     ).to_dicts()[0]
     part = scores[scores.site == group["site"]]
     dogs = part[[labels[i].group == "dog" for i in part["sample"]]]
-    wanted = by_hand(
+    wanted = mean_and_error(
         dogs.value.to_numpy(float),
         dogs.weight.to_numpy(float),
         ["dog"] * len(dogs),
         [labels[i].cluster for i in dogs["sample"]],
     )
     assert (group["value"], group["se"]) == pytest.approx(wanted[:2], rel=1e-6)
-    assert (group["n"], group["n_groups"], group["n_clusters"]) == (16, 1, 16)
+    assert (group["n"], group["n_groups"], group["n_clusters"], group["df"]) == (16, 1, 16, 15)
 
 
 def test_some_undefined_values_are_left_out_and_counted(filled, world):
@@ -448,16 +432,17 @@ def test_some_undefined_values_are_left_out_and_counted(filled, world):
     part = table.filter(pa.compute.equal(table["site"], row["site"])).to_pandas(ignore_metadata=True)
     labels = [s for _, s in world.store.samples(world.datasets["coco-val"])]
     given = [labels[i] for i in part["sample"]]
-    wanted = by_hand(
+    wanted = mean_and_error(
         part.value.to_numpy(float), part.weight.to_numpy(float), [s.group for s in given], [s.cluster for s in given]
     )
     assert (row["n"], row["n_undefined"]) == (38, 10)
-    assert (row["value"], row["se"], row["n_clusters"]) == pytest.approx(wanted, rel=1e-6)
+    assert (row["value"], row["se"], row["n_clusters"]) == pytest.approx(wanted[:3], rel=1e-6)
 
 
-@pytest.mark.parametrize("df", [3, 5, 10, 23, 100, 5000])
+@pytest.mark.parametrize("df", [1, 1.5, 2, 3, 5, 10, 23, 100, 5000])
 def test_the_interval_is_students(filled, df):
-    assert value(filled, "SELECT t975($df)", df=df) == pytest.approx(stats.t.ppf(0.975, df), rel=0.005)
+    assert value(filled, "SELECT t975($df)", df=df) == pytest.approx(stats.t.ppf(0.975, df), rel=0.006)
+    assert value(filled, "SELECT t975($df)", df=df) == pytest.approx(statistics.t975(df), rel=1e-9)
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says(tmp_path):
@@ -508,8 +493,8 @@ def test_views_comments_and_summaries_follow_their_text(filled, world, tmp_path,
     here = tmp_path / "texts"
     here.mkdir()
     for name in ("views.sql", "summaries.sql", "choices.sql", "checks.sql"):
-        (here / name).write_text((catalog_module._HERE / name).read_text())
-    monkeypatch.setattr(catalog_module, "_HERE", here)
+        (here / name).write_text((upgrading._HERE / name).read_text())
+    monkeypatch.setattr(upgrading, "_HERE", here)
     with (here / "views.sql").open("a") as file:
         file.write("CREATE OR REPLACE VIEW mine AS SELECT 42 AS answer;\n")
     text = (here / "summaries.sql").read_text()
@@ -554,7 +539,7 @@ def test_checks_find_nothing_where_nothing_is_wrong(filled):
 
 
 def test_every_check_has_a_name_and_a_test():
-    named = [name.partition(":")[0] for name, _ in catalog_module._named(catalog_module._text("checks.sql"))]
+    named = [name.partition(":")[0] for name, _ in catalog_module._named(upgrading.text_of("checks.sql"))]
     tested = {case[0] for case in test_checks_find_what_is_wrong.pytestmark[0].args[1]}
-    assert len(named) == catalog_module._text("checks.sql").count(";")
+    assert len(named) == upgrading.text_of("checks.sql").count(";")
     assert set(named) == tested

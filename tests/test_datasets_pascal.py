@@ -91,7 +91,8 @@ def test_photographs(photographs: Path) -> None:
     listed = lines_of(photographs / "splits/pascal/val/fold1.txt")
     # The cut lists hold one bus.
     assert [problem.where for problem in reading.problems] == ["class bus of fold1"]
-    assert [image.name for image in reading.images] == sorted({f"{line.image}.jpg" for line in listed})
+    first = {line.image: line.label for line in sorted(listed, key=lambda line: -line.label)}
+    assert [i.name for i in reading.images] == [f"{i}.jpg" for i in sorted(first, key=lambda i: (first[i], i))]
     images = [sample for sample in reading.samples if isinstance(sample, Image)]
     assert [(i.image, i.category) for i in images] == [(f"{x.image}.jpg", CLASSES[x.label - 1]) for x in listed]
     found = episodes(reading)

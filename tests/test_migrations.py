@@ -10,8 +10,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from vkvdb import catalog as catalog_module
-from vkvdb import schema
+from vkvdb import schema, upgrading
 from vkvdb.catalog import Catalog
 from vkvdb.errors import CatalogFailed, OldVersion
 from vkvdb.paths import shipped
@@ -73,7 +72,7 @@ def later(tmp_path, monkeypatch):
         folder = tmp_path / "migrations"
         shutil.copytree(shipped("migrations"), folder, ignore=shutil.ignore_patterns("__pycache__"))
         (folder / f"versions/{NEXT}_colour.py").write_text(ANOTHER.format(more=more, last=LAST, next=NEXT))
-        monkeypatch.setattr(catalog_module, "shipped", lambda _: folder)
+        monkeypatch.setattr(upgrading, "shipped", lambda _: folder)
         monkeypatch.setattr(schema, "REVISION", NEXT)
 
     return make

@@ -16,11 +16,15 @@ from pathlib import Path
 import numpy as np
 import official
 import pytest
+import synthetic
 import torch
 from pycocotools.coco import COCO
 
 from vkvdb import masks, metrics, statistics
+from vkvdb.catalog import Catalog
+from vkvdb.jobs import CaptureSpec, Job, Provenance, Score
 from vkvdb.samples import Clip, ImagePair
+from vkvdb.store import ScoreRows, Store
 from vkvdb.tasks import foreground, temporal_correspondence
 from vkvdb.tasks._masks import Region
 from vkvdb.tasks.correspondence import Correspondence
@@ -166,6 +170,57 @@ def test_miou_and_fb_iou_over_episodes_are_hsnets():
     fold = ["fold"] * len(found)
     both = [mean(found, metric, fold) for metric in ("iou", "iou_background")]
     assert np.mean(both) == same(golden["fb_iou"])
+
+
+@pytest.fixture(scope="module")
+def pooled(tmp_path_factory):
+    """A catalog with the episodes as a dataset of one cluster an episode, scored at one site."""
+    folder = tmp_path_factory.mktemp("pooled")
+    world = synthetic.World(Store(folder / "store"))
+    told = official.episodes()
+    world.dataset("pascal-fold1", 1, labels=[(str(number), f"c{n}") for n, (number, *_) in enumerate(told)])
+    world.model("m")
+    found = [rows(*of) for _, *of in told]
+    table = [(n, metric, *pair) for n, each in enumerate(found) for metric, pair in each.items()]
+    numbers, metrics, values, unions = zip(*table, strict=True)
+    spec = Score(
+        capture=CaptureSpec(model=world.models["m"].spec, dataset=world.datasets["pascal-fold1"]),
+        task="foreground",
+        task_version=2,
+    )
+    job = Job(spec=spec, provenance=Provenance(model="m", dataset="pascal-fold1"))
+    columns = ScoreRows(
+        sample=np.array(numbers, np.int32),
+        site=np.full(len(table), SITE.number, np.int16),
+        head=np.zeros(len(table), np.int8),
+        metric=list(metrics),
+        value=np.array(values, np.float32),
+        weight=np.array(unions, np.float32),
+    )
+    world.store.write_scores(job.id, 0, 0, columns, {})
+    world.publish_job(job, n=len(told), of=len(told))
+    catalog = Catalog(folder / "catalog.duckdb")
+    catalog.absorb(world.store)
+    return catalog
+
+
+def test_miou_and_fb_iou_are_hsnets_in_the_views_too(pooled):
+    golden = said("hsnet")
+    assert pooled.query("SELECT value FROM results WHERE metric = 'iou'").rows == [(same(golden["miou"]),)]
+    found = {row["metric"]: row for row in pooled.frame("FROM pooled").to_dicts()}
+    assert found.keys() == {"iou", "iou_background", "fb_iou"}
+    row = found["fb_iou"]
+    assert row["value"] == same(golden["fb_iou"])
+    assert (row["n"], row["n_undefined"], row["n_clusters"]) == (17, 0, 17)
+    assert row["low"] < row["value"] < row["high"]
+    # The interval of a mean of two ratios, by the jackknife over episodes.
+    both = [rows(*of) for _, *of in official.episodes()]
+    without = []
+    for n in range(len(both)):
+        rest = both[:n] + both[n + 1 :]
+        without.append(np.mean([mean(rest, m, ["fold"] * len(rest)) for m in ("iou", "iou_background")]))
+    jackknife = np.sqrt((len(both) - 1) ** 2 / len(both) * np.var(without, ddof=1))
+    assert row["se"] == pytest.approx(jackknife, rel=0.15)
 
 
 def test_ciou_and_miou_of_expressions_are_mattnets_and_lavts():

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from vkvdb.caching import Cache
 from vkvdb.errors import BadOption, UnknownName
 from vkvdb.samples import Image
-from vkvdb.scoring import Cache, Columns, choose, make_task, order
+from vkvdb.scoring import Columns, choose, make_task, order
 from vkvdb.types import Scores, Site
 
 
@@ -88,14 +89,16 @@ def test_parameters_are_typed_and_checked() -> None:
         make_task("correspondance", {})
 
 
-def test_what_is_not_defined_is_no_row() -> None:
+def test_what_is_not_defined_is_a_row_without_a_value() -> None:
     sites = (Site("decoder", 0, "key"), Site("decoder", 1, "key"))
     columns = Columns()
     columns.add(7, Scores("iou", sites, [[0.5, float("nan")], [float("nan"), 0.25]], [[2.0, 0.0], [0.0, 4.0]]))
     rows = columns.done()
-    assert (rows.sample.tolist(), rows.site.tolist()) == ([7, 7], [s.number for s in sites])
-    assert (rows.head.tolist(), rows.value.tolist(), rows.weight.tolist()) == ([0, -1], [0.5, 0.25], [2.0, 4.0])
-    assert rows.metric == ["iou", "iou"]
+    assert (rows.sample.tolist(), rows.site.tolist()) == ([7] * 4, [s.number for s in sites for _ in range(2)])
+    assert rows.head.tolist() == [0, -1, 0, -1]
+    assert [str(v) for v in rows.value.tolist()] == ["0.5", "nan", "nan", "0.25"]
+    assert rows.weight.tolist() == [2.0, 0.0, 0.0, 4.0]
+    assert rows.metric == ["iou"] * 4
 
 
 def test_values_must_fit_the_sites() -> None:

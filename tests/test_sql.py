@@ -146,8 +146,8 @@ def test_a_catalog_that_can_not_be_used_fails_no_work(home, world, capsys):
 
 
 def test_db_upgrade_says_what_it_did(home, capsys):
-    assert said(capsys, "db", "upgrade").out == f"made {home.catalog} at revision 0002\n"
-    assert said(capsys, "db", "upgrade").out == f"{home.catalog} is at revision 0002\n"
+    assert said(capsys, "db", "upgrade").out == f"made {home.catalog} at revision 0003\n"
+    assert said(capsys, "db", "upgrade").out == f"{home.catalog} is at revision 0003\n"
 
 
 def test_db_check_exits_with_1_when_something_is_wrong(home, world, capsys):

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from by_hand import mean_and_error
+from scipy import stats
 
 from vkvdb import statistics
 
@@ -60,23 +62,10 @@ def test_weights_may_differ_by_column():
 
 def test_linearised_is_the_formula_of_the_view():
     values, weights, groups, clusters = table()
-    names, kinds = np.unique(clusters), np.unique(groups)
-    inside = {g: np.average(values[groups == g], weights=weights[groups == g]) for g in kinds}
-    total = {g: weights[groups == g].sum() for g in kinds}
-    parts = [
-        sum(
-            w * (v - inside[g]) / (total[g] * len(kinds))
-            for v, w, g, c in zip(values, weights, groups, clusters, strict=True)
-            if c == name
-        )
-        for name in names
-    ]
-    error = math.sqrt(len(names) / (len(names) - 1) * sum(e * e for e in parts))
     found = statistics.linearised(values, weights, groups, clusters)
-    assert (found.mean, found.low) == pytest.approx(
-        (np.mean(list(inside.values())), found.mean - 1.96 * error), rel=1e-10
-    )
-    assert found.clusters == len(names)
+    mean, error, count, df = mean_and_error(values, weights, groups, clusters)
+    assert (found.mean, found.error, found.clusters, found.df) == pytest.approx((mean, error, count, df), rel=1e-10)
+    assert found.low == pytest.approx(mean - stats.t.ppf(0.975, df) * error, rel=1e-4)
     assert math.isnan(statistics.linearised([0.1, 0.9], 1.0, ["a", "a"], ["x", "x"]).low)
 
 

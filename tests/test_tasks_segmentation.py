@@ -25,7 +25,6 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from vkvdb import masks, statistics
 from vkvdb.errors import BadOption
 from vkvdb.samples import Image
-from vkvdb.scoring import Columns
 from vkvdb.tasks import _ranking, _tokens
 from vkvdb.tasks._masks import area_by_cell, cells_seen
 from vkvdb.tasks.segmentation import Segmentation
@@ -220,7 +219,7 @@ def test_the_ellipse_is_one():
 # --- where it is not defined ------------------------------------------------------------------------------------------
 
 
-def test_a_site_without_text_has_no_row():
+def test_a_site_without_text_has_no_value():
     grid, region = whole(6, 6, 36, 36), shape(36, 36)
     sites, towards = (TOWER, SITES[0], SITES[1]), directions(3, 2)
     of = {"0": capture(grid, (sites, tokens_of(region, grid, towards)))}
@@ -229,10 +228,6 @@ def test_a_site_without_text_has_no_row():
         assert np.isnan(got[metric, TOWER][0]).all()
         assert np.isnan(got[metric, SITES[1]][0]).all()
         assert np.isfinite(got[metric, SITES[0]][0]).all()
-    columns = Columns()
-    for row in Segmentation().score(image(region), of, {"cat": {SITES[0]: towards[1]}}):
-        columns.add(0, row)
-    assert set(columns.done().site.tolist()) == {SITES[0].number, POSITION.number, CEILING.number}
     # A model without any text side: what needs no words is there.
     got = rows_of(Segmentation(), image(region), of, {"cat": {}})
     assert {site for (_, site), (v, _) in got.items() if np.isfinite(v).all()} == {POSITION, CEILING}

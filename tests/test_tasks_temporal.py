@@ -132,7 +132,7 @@ RULES = [
 @pytest.mark.parametrize("parameters", RULES, ids=str)
 def test_labels_are_those_of_a_plain_loop(parameters):
     task, grid = TemporalCorrespondence(**parameters), whole(6, 7, 48, 40)
-    tokens = noise(5, grid)
+    tokens = noise(7, grid)  # so many that a context of 7 would lose one, were it counted wrongly
     first = torch.eye(3)[torch.arange(42) % 3]
     rule = _propagation.Rule(
         task.context, task.topk, task.temperature, _propagation.reach(task.neighbourhood, grid.rows, grid.cols)

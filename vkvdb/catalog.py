@@ -8,34 +8,37 @@ in it can be made again from the store (`rebuild`).
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
 import sqlalchemy as sa
-from sqlalchemy.schema import SetColumnComment, SetTableComment
 
 from vkvdb import absorbing, schema
 from vkvdb.absorbing import Absorbed
-from vkvdb.errors import BadQuery, CatalogFailed, CatalogLocked, DamagedStore, OldVersion, VkvdbError
-from vkvdb.paths import shipped
+from vkvdb.errors import BadQuery, CatalogFailed, CatalogLocked, DamagedStore, VkvdbError
 from vkvdb.store import Manifest, Store
+from vkvdb.upgrading import (
+    CHECKS,
+    CHOICES,
+    SUMMARIES,
+    bring_up_to_date,
+    require_known,
+    revision_of,
+    selecting,
+    text_of,
+)
 
 if TYPE_CHECKING:
     import polars as pl
 
 T = TypeVar("T")
-
-_HERE = Path(__file__).parent
-VIEWS, SUMMARIES, CHOICES, CHECKS = "views.sql", "summaries.sql", "choices.sql", "checks.sql"
 
 # Read-only, sees no other file, and can't be told otherwise; Python variables are no tables.
 _SAFE: dict[str, str | bool | int | float | list[str]] = {
@@ -107,7 +110,7 @@ class Catalog:
             new = Catalog(self.path.with_name(f"{self.path.name}.new"))
             new._remove()
             with new._connected() as connection:
-                _bring_up_to_date(connection)
+                bring_up_to_date(connection)
                 absorbed = _absorb(connection, store)
             # The old file's write-ahead log must not be replayed into the new one.
             self.path.with_name(f"{self.path.name}.wal").unlink(missing_ok=True)
@@ -126,7 +129,7 @@ class Catalog:
 
     def check(self) -> Iterator[str]:
         """Run checks.sql; a line for every row that should not be there."""
-        for name, sql in _named(_text(CHECKS)):
+        for name, sql in _named(text_of(CHECKS)):
             found = self.query(sql)
             for row in found.rows:
                 yield f"{name}: " + ", ".join(f"{c}={v}" for c, v in zip(found.columns, row, strict=True))
@@ -151,7 +154,7 @@ class Catalog:
         except duckdb.Error as error:
             raise self._refusal(error) from error
         with connection:
-            _require_known(self.path, _revision(lambda text: connection.execute(text).fetchall()))
+            require_known(self.path, revision_of(lambda text: connection.execute(text).fetchall()))
             try:
                 for statement in statements[:-1]:
                     connection.execute(statement)
@@ -180,7 +183,7 @@ class Catalog:
             if self.path.exists():
                 before = self._copy_if_old()
             with self._connected() as connection:
-                _bring_up_to_date(connection)
+                bring_up_to_date(connection)
                 yield connection, before
 
     @contextmanager
@@ -204,8 +207,8 @@ class Catalog:
         too. After CHECKPOINT nothing is left in the write-ahead log, which is not copied.
         """
         with self._connected() as connection:
-            revision = _revision(_selecting(connection))
-            _require_known(self.path, revision)
+            revision = revision_of(selecting(connection))
+            require_known(self.path, revision)
             if revision == schema.REVISION:
                 return revision
             connection.rollback()
@@ -235,79 +238,6 @@ class Catalog:
             holder = re.search(r"held in (.+?) by user|held in (.+?)\. ", text)
             return CatalogLocked(why=(holder[1] or holder[2]) if holder else text)
         return CatalogFailed(path=self.path, why=text, hint="type vkvdb db rebuild")
-
-
-# --- bringing up to date ----------------------------------------------------------------------------------------------
-
-
-def _revision(select: Callable[[str], Sequence[Any]]) -> str | None:
-    """The revision of the tables; None where there are none."""
-    if not select("SELECT 1 FROM duckdb_tables() WHERE table_name = 'alembic_version'"):
-        return None
-    found = select("SELECT version_num FROM alembic_version")
-    return str(found[0][0]) if found else None
-
-
-def _selecting(connection: sa.Connection) -> Callable[[str], Sequence[Any]]:
-    return lambda text: connection.exec_driver_sql(text).all()
-
-
-def _require_known(path: Path, revision: str | None) -> None:
-    if revision is not None and int(revision) > int(schema.REVISION):
-        raise OldVersion(what=f"the catalog {path}", found=f"revision {revision}", known=schema.REVISION)
-
-
-def _bring_up_to_date(connection: sa.Connection) -> None:
-    """Upgrade the tables, then replace views, comments and summaries whose text has changed: all of it or nothing."""
-    with connection.begin():
-        if _revision(_selecting(connection)) != schema.REVISION:
-            _migrate(connection)
-        state = schema.metadata.tables["state"]
-        known = {row.name: row.value for row in connection.execute(sa.select(state))}
-        todo: dict[str, tuple[str, Callable[[sa.Connection], None]]] = {
-            VIEWS: (_text(VIEWS), lambda c: c.exec_driver_sql(_text(VIEWS)).close()),
-            "comments": (_comments(), _set_comments),
-            SUMMARIES: (_text(SUMMARIES), partial(_compute_all, SUMMARIES, schema.summaries)),
-            CHOICES: (_text(CHOICES), partial(_compute_all, CHOICES, schema.choices)),
-        }
-        for name, (text, act) in todo.items():
-            value = hashlib.sha256(text.encode()).hexdigest()
-            if known.get(name) != value:
-                act(connection)
-                connection.execute(state.delete().where(state.c.name == name))
-                connection.execute(state.insert(), {"name": name, "value": value})
-
-
-def _migrate(connection: sa.Connection) -> None:
-    from alembic import command
-    from alembic.config import Config
-
-    config = Config(attributes={"connection": connection})
-    config.set_main_option("script_location", str(shipped("migrations")).replace("%", "%%"))
-    command.upgrade(config, "head")
-
-
-def _comments() -> str:
-    """All comments of the schema as one text, which changes when one of them does."""
-    tables = schema.metadata.sorted_tables
-    return "\n".join(
-        [f"{t.name}: {t.comment}" for t in tables] + [f"{c}: {c.comment}" for t in tables for c in t.columns]
-    )
-
-
-def _set_comments(connection: sa.Connection) -> None:
-    for table in schema.metadata.sorted_tables:
-        connection.execute(SetTableComment(table))
-        for column in table.columns:
-            connection.execute(SetColumnComment(column))
-
-
-def _compute_all(name: str, table: sa.Table, connection: sa.Connection) -> None:
-    """Compute anew what is kept of every job's scores."""
-    jobs = schema.jobs
-    connection.execute(table.delete())
-    for (job,) in connection.execute(sa.select(jobs.c.job).where(jobs.c.task.is_not(None)).order_by(jobs.c.job)).all():
-        connection.exec_driver_sql(_text(name), {"job": job})
 
 
 # --- absorbing --------------------------------------------------------------------------------------------------------
@@ -376,7 +306,7 @@ def _take_in_job(connection: sa.Connection, store: Store, path: Path, manifest: 
             _insert(connection, name, {"job": job, "files": files}, expected, path)
     if row["task"]:
         for name in (SUMMARIES, CHOICES):
-            connection.exec_driver_sql(_text(name), {"job": job})
+            connection.exec_driver_sql(text_of(name), {"job": job})
 
 
 def _insert(connection: sa.Connection, table: str, parameters: dict[str, Any], expected: int, path: Path) -> None:
@@ -397,10 +327,6 @@ def _forget(connection: sa.Connection, table: sa.Table, keys: set[tuple[Any, ...
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
-
-
-def _text(name: str) -> str:
-    return (_HERE / name).read_text(encoding="utf-8")
 
 
 def _named(text: str) -> Iterator[tuple[str, str]]:

@@ -26,7 +26,7 @@ WHERE scored > n;
 
 -- summary-count: summaries that do not stand on the job's scores
 SELECT job, scored, summed
-FROM (SELECT job, count(*) AS scored FROM scores GROUP BY job)
+FROM (SELECT job, count(*) AS scored FROM scores WHERE metric NOT LIKE 'iou of %' GROUP BY job)
     FULL JOIN (SELECT job, sum(n + n_undefined) AS summed FROM summaries WHERE grp = '' GROUP BY job) USING (job)
 WHERE scored IS DISTINCT FROM summed;
 

@@ -18,7 +18,7 @@ from vkvdb.extraction import bytes_per_image, image_list, limited_images, wanted
 from vkvdb.jobs import CaptureSpec, Extract, Job, Provenance, Score
 from vkvdb.models._checkpoint import Checkpoint, resolve, variants
 from vkvdb.paths import Home
-from vkvdb.scoring import changed, choose, make_task, plan_images, prefixed, samples_of
+from vkvdb.scoring import among, changed, choose, make_task, plan_images, prefixed, samples_of
 from vkvdb.store import Store
 from vkvdb.types import PARTS, SiteShape
 
@@ -138,6 +138,7 @@ def score_jobs(
     manifest = find_dataset(store, dataset)
     made = make_task(task, parameters)
     every = samples_of(made, store.samples(manifest["hash"]), task, dataset)
+    among(made, every)  # refuses what it can't be told of; the parameters stay as they were given
     chosen = choose(every, choices.limit, choices.seed)
     limit = choices.limit if len(chosen) < len(every) else None
     checkpoint = resolve(model, home)

@@ -27,7 +27,7 @@ from sqlalchemy import JSON as _JSON
 from sqlalchemy.types import UserDefinedType
 
 # The newest file of migrations/versions: compared with the catalog's revision whenever that is opened.
-REVISION = "0002"
+REVISION = "0003"
 
 metadata = MetaData()
 
@@ -231,11 +231,12 @@ summaries = Table(
         "weighted mean of a group, or mean of the groups' means; NULL where no score is defined",
         null=True,
     ),
-    _col("se", Double, "its cluster-linearised standard error; NULL with fewer than two clusters", null=True),
+    _col("se", Double, "its cluster-linearised standard error; NULL where so few clusters tell none", null=True),
     _col("n", Integer, "scores that are defined"),
     _col("n_undefined", Integer, "scores that are not"),
     _col("n_groups", Integer, "groups"),
     _col("n_clusters", Integer, "independent clusters"),
+    _col("df", Double, "degrees of freedom of the error, for Student's interval; NULL without one", null=True),
     comment="Means of a job's scores with their errors, computed by summaries.sql when the job is absorbed",
 )
 
@@ -252,8 +253,9 @@ choices = Table(
     _col("head", TinyInteger, "head that was chosen; -1 where there are none"),
     _col("chosen", Double, "its value on the half on which it was chosen"),
     _col("value", Double, "its value on the other half"),
-    _col("se", Double, "the cluster-linearised standard error of that; NULL with fewer than two clusters", null=True),
+    _col("se", Double, "its cluster-linearised standard error; NULL where so few clusters tell none", null=True),
     _col("n_clusters", Integer, "clusters of the other half"),
+    _col("df", Double, "degrees of freedom of the error; NULL without one", null=True),
     comment="The best layer and head, chosen on one half of the clusters and reported on the other (choices.sql)",
 )
 

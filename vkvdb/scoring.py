@@ -1,8 +1,7 @@
 """Scores: samples in the order of their images' blocks, every site and head at once, blocks kept while they are needed.
 
 An image usually stands in many samples (SPair's 12,234 pairs use 1,800 images). Samples are therefore scored in the
-order of their blocks, and since that order is known beforehand, the block that gives way is the one whose next use is
-farthest off.
+order of their blocks, and blocks are kept in memory and on the local disk (`vkvdb.caching`).
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vkvdb import prefixes, registry
+from vkvdb.caching import Cache, Scratch, weight
 from vkvdb.errors import BadDataset, BadOption
 from vkvdb.extraction import Advance, OnStep, Source, find_model, image_list, versions, wanted_sites
 from vkvdb.jobs import Job, Score
@@ -99,51 +99,19 @@ def samples_of(
     return fitting
 
 
+def among(task: Task, samples: Sequence[tuple[int, Sample]]) -> Task:
+    """The task, told all samples that it takes where it asks for them: `among(samples) -> Task`.
+
+    `naming` has its classes from there. Which images a sample needs must not depend on them.
+    """
+    own = getattr(task, "among", None)
+    told: Task = own([sample for _, sample in samples]) if own else task
+    return told
+
+
 def order(blocks: Sequence[tuple[int, ...]]) -> list[int]:
     """The order in which samples are scored, each given as the blocks that its images lie in."""
     return sorted(range(len(blocks)), key=lambda n: (sorted(set(blocks[n])), n))
-
-
-class Cache:
-    """Blocks in memory. The future is known, so the block that is needed last gives way (Belady's rule)."""
-
-    def __init__(self, future: Iterable[Iterable[int]], budget: float) -> None:
-        """`future` is, sample by sample, the blocks that will be asked for; `budget` in bytes."""
-        self._uses: dict[int, list[int]] = defaultdict(list)
-        for when, blocks in enumerate(future):
-            for block in blocks:
-                self._uses[block].append(when)
-        for uses in self._uses.values():
-            uses.reverse()
-        self._budget = budget
-        self._kept: dict[int, tuple[Any, int]] = {}
-        self._bytes = 0
-
-    def get(self, block: int) -> Any | None:
-        """A kept block, or None."""
-        found = self._kept.get(block)
-        return found[0] if found else None
-
-    def put(self, block: int, value: Any, size: int, keep: set[int]) -> None:
-        """Keep a block of `size` bytes; blocks of `keep` (those of the sample at hand) stay, whatever the budget."""
-        self._kept[block] = (value, size)
-        self._bytes += size
-        while self._bytes > self._budget:
-            others = [b for b in self._kept if b not in keep]
-            if not others:
-                return
-            self._drop(max(others, key=lambda b: self._uses[b][-1] if self._uses[b] else float("inf")))
-
-    def used(self, when: int) -> None:
-        """Sample number `when` is done: forget its uses, and blocks that no sample needs again."""
-        for block, uses in self._uses.items():
-            while uses and uses[-1] <= when:
-                uses.pop()
-            if not uses and block in self._kept:
-                self._drop(block)
-
-    def _drop(self, block: int) -> None:
-        self._bytes -= self._kept.pop(block)[1]
 
 
 class Scoring:
@@ -152,10 +120,11 @@ class Scoring:
     def __init__(self, job: Job, home: Home, store: Store, on_step: OnStep) -> None:
         spec = job.spec
         assert isinstance(spec, Score)
-        self.job, self.spec, self.store, self._on_step = job, spec, store, on_step
+        self.job, self.spec, self.store, self._home, self._on_step = job, spec, store, home, on_step
         self.task = make_task(spec.task, dict(spec.parameters))
         manifest = store.dataset(spec.capture.dataset)
         every = samples_of(self.task, store.samples(spec.capture.dataset), spec.task, manifest["name"])
+        self.task = among(self.task, every)
         self.of = len(every)
         prefix = spec.capture.prefix
         chosen = choose(every, spec.limit, spec.seed)
@@ -193,7 +162,7 @@ class Scoring:
             budget = self.job.provenance.cache_gb * 1e9
             done = self.store.score_shards(self.job.id, self.job.edition)
             left = [() if n // SHARD_SAMPLES in done else self._blocks[n] for n in range(self.total)]
-            self._cache = Cache(left, budget)
+            self._cache = Cache(left, budget, Scratch(self._home.root / "scratch"))
         rows = Columns()
         for n in self._range(shard):
             number, sample = self.samples[n]
@@ -203,7 +172,7 @@ class Scoring:
             self._cache.used(n)
             advance(1)
         self._on_step("shard computed")
-        facts = {"samples": len(self._range(shard)), "device": self.source.device}
+        facts = {"samples": len(self._range(shard)), "device": self.source.device, "silent": self._silent()}
         self.store.write_scores(self.job.id, self.job.edition, shard, rows.done(), facts)
 
     def _read(self, n: int) -> tuple[dict[str, Capture], dict[str, dict[Site, torch.Tensor]]]:
@@ -211,11 +180,12 @@ class Scoring:
         needs = self._needs[self.samples[n][0]]
         held: dict[int, list[Capture]] = {}
         for block in self._blocks[n]:
-            captures = self._cache.get(block)
+            captures = self._cache.get(block, set(self._blocks[n]))
             if captures is None:
+                before = self.source.captured
                 captures = self.source.read(block)
-                size = sum(s.tokens.nbytes for c in captures for s in c.stacks)
-                self._cache.put(block, captures, size, set(self._blocks[n]))
+                costly = self.source.captured > before  # else it lies in the store
+                self._cache.put(block, captures, weight(captures), set(self._blocks[n]), costly=costly)
             held[block] = captures
         device = self.job.provenance.device
         captures_by_name = {}
@@ -227,10 +197,17 @@ class Scoring:
                 self._texts[words] = self.source.model.text(words, self.source.sites)
         return captures_by_name, {words: self._texts[words] for words in needs.texts}
 
+    def _silent(self) -> list[str]:
+        """The sites at which no words that were asked for have a vector; none where no words were."""
+        spoken = {site for vectors in self._texts.values() for site in vectors}
+        return [str(site) for site in self.source.sites if self._texts and site not in spoken]
+
     def finish(self) -> dict[str, Any]:
         """Publish the token map; facts for the job's manifest."""
         self.source.publish_token_map()
         shards = self.store.score_shards(self.job.id, self.job.edition)
+        silent = {site for shard in shards.values() for site in shard.get("silent", ())}
+        notes = {"title": title_of(self.task, self.samples[0][1]), "metrics": list(self.task.metrics)}
         return {
             "n": self.total,
             "of": self.of,
@@ -238,11 +215,20 @@ class Scoring:
             "captured": self.source.facts(),
             "device": self.source.device,
             "versions": versions(),
-            "notes": {"title": title_of(self.task, self.samples[0][1]), "metrics": list(self.task.metrics)},
+            "notes": notes | ({"undefined": self._reasons(silent)} if silent else {}),
         }
+
+    def _reasons(self, silent: Iterable[str]) -> dict[str, str]:
+        """Why sites have no text vector, as the family says (`silent`, by stage)."""
+        family = self.job.spec.capture.model.family
+        told = getattr(registry.load("models", family), "silent", {})
+        none = f"{family} gives no text vector here"
+        return {str(site): told.get(site.stage, none) for site in sorted(map(Site.parse, silent))}
 
     def close(self) -> None:
         """Let the blocks go."""
+        if self._cache is not None:
+            self._cache.close()
         self._cache = None
 
 
@@ -313,7 +299,7 @@ class Columns:
         self._pieces.append((sample, scores, values))
 
     def done(self) -> ScoreRows:
-        """The columns, one row a (sample, site, head, metric)."""
+        """The columns, one row a (sample, site, head, metric); NaN for what is not defined, which summaries count."""
         import numpy as np
 
         from vkvdb.store import ScoreRows
@@ -333,15 +319,13 @@ class Columns:
         def joined(pieces: list[Any], dtype: Any) -> Any:
             return np.concatenate(pieces) if pieces else np.empty(0, dtype=dtype)
 
-        value = joined(values, np.float32)
-        defined = ~np.isnan(value)  # what is not defined is no row: it could only poison a mean
         return ScoreRows(
-            sample=joined(samples, np.int32)[defined],
-            site=joined(sites, np.int16)[defined],
-            head=joined(heads, np.int8)[defined],
-            metric=np.array(metrics, dtype=object)[defined].tolist(),
-            value=value[defined],
-            weight=joined(weights, np.float32)[defined],
+            sample=joined(samples, np.int32),
+            site=joined(sites, np.int16),
+            head=joined(heads, np.int8),
+            metric=metrics,
+            value=joined(values, np.float32),
+            weight=joined(weights, np.float32),
         )
 
 

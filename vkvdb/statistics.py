@@ -6,8 +6,10 @@ drawn and split together (an image, a clip). NaN is a value that is not defined:
 for values (samples,) and arrays (columns,) otherwise; they are NaN where nothing is defined.
 
 The mean is that of the catalog's `results` view: over groups of the weighted mean inside a group. Its linearised
-interval is the view's; the bootstraps are what charts print where the view has no formula: differences, and choices of
-a site and head.
+interval is the view's (summaries.sql says what is done where a group has one or two clusters); the bootstraps are what
+charts print where the view has no formula: differences, and choices of a site and head. Percentiles of a bootstrap over
+few clusters lie too close together. So they are moved away from the mean: by Student's t over the normal's, and by the
+linearised error over the bootstrap's own where that is the smaller. Where no error can be told, no bootstrap says one.
 """
 
 from __future__ import annotations
@@ -26,13 +28,18 @@ NORMAL = 1.96  # half the width of 95 % of the normal distribution, in standard 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its 95 % interval; floats or arrays (columns,). `n` samples in `clusters` clusters are behind it."""
+    """A mean and its 95 % interval; floats or arrays (columns,). `n` samples in `clusters` clusters are behind it.
+
+    `error` is the linearised standard error with `df` degrees of freedom; a choice has none.
+    """
 
     mean: Any
     low: Any
     high: Any
     n: Any
     clusters: Any
+    error: Any = float("nan")
+    df: Any = float("nan")
 
 
 @dataclass(frozen=True)
@@ -76,37 +83,35 @@ class Correlation:
 def mean(values: Any, weights: Any, groups: Any) -> Any:
     """The mean over groups of the weighted means inside them."""
     sums = _Sums(values, weights, groups, np.zeros(len(np.asarray(values))))
-    return sums.shaped(sums.means(np.ones((1, sums.count)))[0])
+    return sums.shaped(sums.mean())
+
+
+def t975(df: Any) -> Any:
+    """Student's t at 97.5 %, for one degree of freedom or more: the same expansion as the macro of views.sql."""
+    x = 1 / np.asarray(df, dtype=np.float64)
+    return 1.959964 + x * (2.372271 + x * (2.822501 + x * (2.555852 + x * (1.589536 + x * 1.406081))))
 
 
 def linearised(values: Any, weights: Any, groups: Any, clusters: Any) -> Interval:
-    """The mean with a cluster-linearised interval, as the catalog's `results` view has it.
+    """The mean with a cluster-linearised interval, as the catalog's `results` view has it: summaries.sql says how.
 
-    With W_g the weight of a group, M_g its mean and G the number of groups, a cluster's part is e_c = sum over its
-    samples of w (v - M_g) / (W_g G), and the squared standard error C / (C - 1) times the sum of e_c^2. One cluster has
-    no interval: NaN.
+    One cluster has no interval, NaN, nor have clusters that agree by chance although their samples differ.
     """
     sums = _Sums(values, weights, groups, clusters)
-    totals, weight = sums.weighted.sum(0), sums.weight.sum(0)
-    present = weight > 0
-    inside = np.divide(totals, weight, out=np.zeros_like(totals), where=present)
-    share = np.divide(1.0, weight * present.sum(0), out=np.zeros_like(weight), where=present)
-    parts = ((sums.weighted - sums.weight * inside) * share).sum(1)
-    clusters_present = (sums.weight > 0).any(1).sum(0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        error = np.sqrt(clusters_present / (clusters_present - 1.0) * (parts**2).sum(0))
-    middle = sums.means(np.ones((1, sums.count)))[0]
-    return sums.interval(middle, middle - NORMAL * error, middle + NORMAL * error)
+    error, df = _error(sums.departures(), sums.inside(), sums.weight > 0, sums.spread)
+    middle, wide = sums.mean(), t975(df) * error
+    return sums.interval(middle, middle - wide, middle + wide, error, df)
 
 
 def bootstrap(values: Any, weights: Any, groups: Any, clusters: Any, *, draws: int = 1000, seed: int = 0) -> Interval:
-    """The mean with the 2.5 and 97.5 percentiles of its bootstrap over clusters.
+    """The mean with the 2.5 and 97.5 percentiles of its bootstrap over clusters, moved apart where clusters are few.
 
     A draw that misses a group averages over those that it has.
     """
     sums = _Sums(values, weights, groups, clusters)
+    error, df = _error(sums.departures(), sums.inside(), sums.weight > 0, sums.spread)
     drawn = sums.means(_draw(sums.count, draws, seed))
-    return sums.interval(sums.means(np.ones((1, sums.count)))[0], *_percentiles(drawn))
+    return sums.interval(sums.mean(), *_percentiles(drawn, sums.mean(), error, df), error, df)
 
 
 def difference(
@@ -122,9 +127,10 @@ def difference(
     undefined = np.isnan(one) | np.isnan(two)
     a = _Sums(np.where(undefined, np.nan, one), of_one, groups, clusters)
     b = _Sums(np.where(undefined, np.nan, two), of_two, groups, clusters)
-    drawn, all_once = _draw(a.count, draws, seed), np.ones((1, a.count))
-    middle = (a.means(all_once) - b.means(all_once))[0]
-    return a.interval(middle, *_percentiles(a.means(drawn) - b.means(drawn)))
+    of_both = _Sums(one - two, np.minimum(of_one, of_two), groups, clusters)
+    error, df = _error(a.departures() - b.departures(), a.inside() - b.inside(), of_both.weight > 0, of_both.spread)
+    drawn, middle = _draw(a.count, draws, seed), a.mean() - b.mean()
+    return a.interval(middle, *_percentiles(a.means(drawn) - b.means(drawn), middle, error, df), error, df)
 
 
 def best_of_halves(values: Any, weights: Any, groups: Any, clusters: Any, *, splits: int = 20, seed: int = 0) -> Choice:
@@ -137,7 +143,7 @@ def best_of_halves(values: Any, weights: Any, groups: Any, clusters: Any, *, spl
     if sums.count < 2:
         raise ValueError("one cluster can't be split into halves")
     reported, chosen = _reported(sums, np.ones((splits, sums.count)), np.random.default_rng(seed))
-    whole = sums.means(np.ones((1, sums.count)))[0]
+    whole = sums.mean()
     best = int(np.nanargmax(whole))
     return Choice(
         mean=float(np.nanmean(reported)),
@@ -160,8 +166,9 @@ def bootstrap_of_choice(
     generator = np.random.default_rng(seed)
     drawn = _draw(sums.count, draws, generator.integers(2**32))
     reported, _ = _reported(sums, drawn, generator)
-    low, high = np.nanpercentile(reported, [2.5, 97.5])
     middle = best_of_halves(values, weights, groups, clusters, seed=seed).mean
+    wider = math.sqrt(sums.count / (sums.count - 1)) * t975(sums.count - 1) / NORMAL
+    low, high = middle + (np.nanpercentile(reported, [2.5, 97.5]) - middle) * wider
     return Interval(middle, float(low), float(high), int(sums.defined.any(1).sum()), sums.count)
 
 
@@ -255,6 +262,28 @@ class _Sums:
         self.weight, self.weighted = np.zeros(shape), np.zeros(shape)
         np.add.at(self.weight, (cluster, group), weight)
         np.add.at(self.weighted, (cluster, group), weight * np.where(self.defined, table, 0.0))
+        counted = weight > 0
+        self.spread = np.max(table, axis=0, initial=-np.inf, where=counted) - np.min(
+            table, axis=0, initial=np.inf, where=counted
+        )
+
+    def inside(self) -> Floats:
+        """Each group's weighted mean (groups, columns); NaN where it has none."""
+        with np.errstate(invalid="ignore"):
+            means: Floats = self.weighted.sum(0) / self.weight.sum(0)
+        return means
+
+    def departures(self) -> Floats:
+        """How far each cluster moves each group's mean (clusters, groups, columns): sum w (v - M_g) / W_g."""
+        with np.errstate(invalid="ignore"):
+            parts = (self.weighted - self.weight * self.inside()) / self.weight.sum(0)
+        departures: Floats = np.where(self.weight > 0, parts, 0.0)
+        return departures
+
+    def mean(self) -> Floats:
+        """The mean over groups (columns,) of all clusters, each once."""
+        every: Floats = self.means(np.ones((1, self.count)))[0]
+        return every
 
     def means(self, times: Floats) -> Floats:
         """The means (draws, columns) when each cluster is taken so many times (draws, clusters)."""
@@ -271,10 +300,10 @@ class _Sums:
         """A column's number alone where values had no columns."""
         return result[0].item() if self.single else result
 
-    def interval(self, middle: Floats, low: Floats, high: Floats) -> Interval:
+    def interval(self, middle: Floats, low: Floats, high: Floats, error: Floats, df: Floats) -> Interval:
         n = self.defined.sum(0)
         clusters = (self.weight > 0).any(1).sum(0)
-        return Interval(*(self.shaped(part) for part in (middle, low, high, n, clusters)))
+        return Interval(*(self.shaped(part) for part in (middle, low, high, n, clusters, error, df)))
 
 
 def _draw(count: int, draws: int, seed: Any) -> Floats:
@@ -282,12 +311,48 @@ def _draw(count: int, draws: int, seed: Any) -> Floats:
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float64)
 
 
-def _percentiles(drawn: Floats) -> tuple[Floats, Floats]:
-    """2.5 and 97.5 percentiles (columns,) of draws (draws, columns); NaN for a column that is never defined."""
+def _error(parts: Floats, means: Floats, present: npt.NDArray[np.bool_], spread: Floats) -> tuple[Floats, Floats]:
+    """The standard error (columns,) of a mean over groups, and its degrees of freedom; NaN where there is none.
+
+    As summaries.sql says. `parts` (clusters, groups, columns) is how far each cluster moves each group's mean, `means`
+    (groups, columns) the groups' means, `present` (clusters, groups, columns) whether a cluster has weight in a group,
+    and `spread` (columns,) largest less smallest value.
+    """
+    size, there = present.sum(0), present.any(0)  # (groups, columns)
+    groups, clusters = there.sum(0), present.any(1).sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        middle = np.where(there, means, 0.0).sum(0) / groups
+        factor = np.where(size > 1, np.sqrt(size / (size - 1.0)), 0.0)
+        variance = factor**2 * (parts**2).sum(0)
+        apart = np.where(size == 1, means - middle, 0.0)
+        least = np.minimum(clusters, groups)
+        widened = np.where(least > 1, least / (least - 1.0), 0.0)
+        moved = (factor * parts + np.sqrt(widened) * apart * present).sum(1)  # (clusters, columns)
+        error = np.where(clusters > 1, np.sqrt((moved**2).sum(0)) / groups, np.nan)
+        error = np.where((spread > 0) & (error <= 1e-9 * spread), np.nan, error)
+        lone_df = np.minimum((size == 1).sum(0), least - 1)
+        lone = widened * (apart**2).sum(0)
+        welch = (variance.sum(0) + lone) ** 2 / ((variance**2 / (size + 1)).sum(0) + lone**2 / (lone_df + 2)) - 2
+        most = np.minimum(clusters - 1, np.where(there, size - 1, 0).sum(0) + lone_df)
+        # Without any variance Welch has nothing to say.
+        df = np.where(np.isnan(error), np.nan, np.where(np.isnan(welch), most, np.clip(welch, 1, most)))
+    return error, df
+
+
+def _percentiles(drawn: Floats, middle: Floats, error: Floats, df: Floats) -> tuple[Floats, Floats]:
+    """2.5 and 97.5 percentiles (columns,) of draws (draws, columns), moved away from the middle where clusters are few.
+
+    NaN for a column that is never defined, or has no error.
+    """
     result = np.full((2, drawn.shape[1]), np.nan)
-    some = ~np.isnan(drawn).all(0)
+    some = ~np.isnan(drawn).all(0) & ~np.isnan(error)
     result[:, some] = np.nanpercentile(drawn[:, some], [2.5, 97.5], axis=0)
-    return result[0], result[1]
+    spread = np.full(drawn.shape[1], np.nan)
+    spread[some] = np.nanstd(drawn[:, some], axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        wider = t975(df) / NORMAL * np.where(spread > 0, np.maximum(1.0, error / spread), 1.0)
+    low, high = middle + (result - middle) * wider
+    return low, high
 
 
 def _reported(sums: _Sums, times: Floats, generator: np.random.Generator) -> tuple[Floats, npt.NDArray[np.int64]]:

@@ -205,8 +205,9 @@ class Scores:
     """Scores of one sample, one metric, at several sites.
 
     `values` is a float array (sites, heads + 1): a column for each head and, last, all heads concatenated; or
-    (sites, 1) where a site has no heads. NaN means not defined: no row. `weight` is the sample's weight in its group's
-    mean: a number, or an array of the shape of `values` where it differs (IoU is weighted by the union's pixels).
+    (sites, 1) where a site has no heads. NaN means not defined: counted, and in no mean. `weight` is the sample's
+    weight in its group's mean: a number, or an array of the shape of `values` where it differs (IoU is weighted by the
+    union's pixels).
     """
 
     metric: str
@@ -340,6 +341,9 @@ class LoadOptions:
 class Family(Protocol):
     """The code for an architecture: one file of `vkvdb/models`, named after transformers' `model_type`; last line
     `FAMILY = TheClass`. Everything but `load` reads the configuration alone and imports nothing heavy.
+
+    A family without text vectors at some stages may say why, in `silent: ClassVar[Mapping[str, str]]`, {stage: reason}:
+    `results` shows it (`why_undefined`) where a task asks for words.
     """
 
     version: ClassVar[int]

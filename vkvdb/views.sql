@@ -1,8 +1,13 @@
 -- The views and macros. Each statement replaces what the catalog has under that name; one that is given up is dropped here.
 
--- Student's t at 97.5 % (Cornish and Fisher's expansion around the normal's 1.96): few clusters, wide intervals.
+-- Student's t at 97.5 %: few clusters, wide intervals. Cornish and Fisher's expansion around the normal's 1.96, with a last
+-- term that makes it right for df = 1; from there on it errs by 0.6 % at most. The same is in statistics.py.
 CREATE OR REPLACE MACRO t975(df) AS
-    1.959964 + 2.372271 / df + 2.822501 / df ** 2 + 2.555852 / df ** 3 + 1.589536 / df ** 4;
+    1.959964 + 2.372271 / df + 2.822501 / df ** 2 + 2.555852 / df ** 3 + 1.589536 / df ** 4 + 1.406081 / df ** 5;
+
+-- An error that scores between lowest and highest have, or NULL where so many clusters can't tell one (summaries.sql).
+CREATE OR REPLACE MACRO estimated(error, clusters, lowest, highest) AS
+    if(coalesce(clusters, 0) < 2 OR (highest > lowest AND error <= 1e-9 * (highest - lowest)), NULL, error);
 
 -- The 95 % interval of a share, k of n (Wilson's); NULL where n is 0.
 CREATE OR REPLACE MACRO wilson_low(k, n) AS
@@ -34,9 +39,11 @@ SELECT
     jobs.kind, jobs.model_name, jobs.family, jobs.variant, jobs.dataset_name, jobs.task,
     sites.stage, sites.layer, sites.part, summaries.head, summaries.metric, summaries.grp,
     summaries.value, summaries.se,
-    value - se * t975(n_clusters - 1) AS low,
-    value + se * t975(n_clusters - 1) AS high,
-    summaries.n, summaries.n_undefined, jobs.of, summaries.n_groups, summaries.n_clusters,
+    value - se * t975(summaries.df) AS low,
+    value + se * t975(summaries.df) AS high,
+    summaries.n, summaries.n_undefined,
+    if(summaries.n = 0, jobs.notes->'undefined'->>(stage || '.' || sites.layer || '.' || part), NULL) AS why_undefined,
+    summaries.df, jobs.of, summaries.n_groups, summaries.n_clusters,
     summaries.site, jobs.model, jobs.checkpoint, jobs.family_version, jobs.dataset, jobs.task_version, jobs.parameters,
     jobs.prefix, jobs.square, jobs.view, jobs.dtype, jobs.quantisation, jobs.attention, jobs.block, jobs.interventions,
     jobs.selection, jobs.layers, jobs.parts, jobs.seed, jobs.limited, jobs.capture, jobs.finished, jobs.notes
@@ -44,6 +51,65 @@ FROM summaries JOIN newest AS jobs USING (job) JOIN sites USING (site);
 
 CREATE OR REPLACE VIEW results AS
 SELECT * FROM results_by_group WHERE grp = '';
+
+-- Ratios of sums over all samples, whatever their group, as several official evaluators report them: weights are the
+-- denominators, so sum(w v) / sum(w) is sum of I over sum of U. `fb_iou` is the mean of two such ratios, `iou` and
+-- `iou_background`: FB-IoU as hsnet counts it over the episodes of a fold (a dataset pascal-fold0 to pascal-fold3). `miou`
+-- is the mean of those of classes, metrics `iou of CLASS` (task naming), where false finds in images of other classes
+-- count as well. Errors are linearised by cluster, as in summaries.sql with all samples in one group.
+CREATE OR REPLACE VIEW pooled AS
+WITH by_cluster AS (
+    SELECT job, site, head, metric, cluster,
+        exact_sum(if(isfinite(value), weight::DOUBLE, 0)) AS w,
+        exact_sum(if(isfinite(value), weight::DOUBLE * value, 0)) AS wv,
+        count(*) FILTER (isfinite(value)) AS n, count(*) FILTER (NOT isfinite(value)) AS n_undefined,
+        min(value) FILTER (isfinite(value) AND weight > 0) AS lowest,
+        max(value) FILTER (isfinite(value) AND weight > 0) AS highest
+    FROM scores JOIN newest USING (job) JOIN samples USING (dataset, sample)
+    GROUP BY ALL
+),
+ratios AS (
+    SELECT job, site, head, metric, exact_sum(wv) / nullif(exact_sum(w), 0) AS value, exact_sum(w) AS w,
+        sum(n) AS n, sum(n_undefined) AS n_undefined, min(lowest) AS lowest, max(highest) AS highest
+    FROM by_cluster
+    GROUP BY ALL
+),
+means AS ( -- which ratios stand in which mean; a ratio by itself stands in one of its own
+    SELECT job, site, head, metric, metric AS mean, 1 AS of FROM ratios
+    UNION ALL
+    SELECT job, site, head, metric, if(metric LIKE 'iou of %', 'miou', 'fb_iou') AS mean,
+        count(*) OVER (PARTITION BY job, site, head, mean) AS of
+    FROM ratios
+    WHERE value IS NOT NULL AND (metric LIKE 'iou of %' OR metric IN ('iou', 'iou_background'))
+    QUALIFY mean = 'miou' OR of = 2
+),
+parts AS (
+    SELECT job, site, head, mean, cluster,
+        exact_sum((by_cluster.wv - by_cluster.w * ratios.value) / (ratios.w * of)) AS e
+    FROM by_cluster JOIN ratios USING (job, site, head, metric) JOIN means USING (job, site, head, metric)
+    WHERE by_cluster.w > 0
+    GROUP BY ALL
+),
+errors AS (
+    SELECT job, site, head, mean, count(*) AS clusters, sqrt(clusters / (clusters - 1) * exact_sum(e * e)) AS error
+    FROM parts
+    GROUP BY ALL
+),
+totals AS (
+    SELECT job, site, head, mean, exact_sum(value) / count(value) AS value, max(n) AS n, max(n_undefined) AS n_undefined,
+        min(lowest) AS lowest, max(highest) AS highest
+    FROM ratios JOIN means USING (job, site, head, metric)
+    GROUP BY ALL
+)
+SELECT
+    job, jobs.id, jobs.edition, jobs.kind, jobs.model_name, jobs.family, jobs.variant, jobs.dataset_name, jobs.task,
+    sites.stage, sites.layer, sites.part, head, mean AS metric,
+    totals.value, estimated(error, clusters, lowest, highest) AS se,
+    totals.value - se * t975(clusters - 1) AS low, totals.value + se * t975(clusters - 1) AS high,
+    totals.n, totals.n_undefined, jobs.of, coalesce(clusters, 0) AS n_clusters,
+    site, jobs.model, jobs.dataset, jobs.task_version, jobs.parameters, jobs.prefix, jobs.square, jobs.view, jobs.dtype,
+    jobs.attention, jobs.interventions, jobs.selection, jobs.layers, jobs.seed, jobs.limited, jobs.finished
+FROM totals LEFT JOIN errors USING (job, site, head, mean) JOIN newest AS jobs USING (job) JOIN sites USING (site);
 
 CREATE OR REPLACE VIEW best_layer AS
 WITH candidates AS (
@@ -57,9 +123,12 @@ FROM candidates
 QUALIFY row_number() OVER (PARTITION BY job, stage, part, metric ORDER BY value DESC, layer, head) = 1;
 
 CREATE OR REPLACE VIEW chosen AS
-WITH splits AS (
-    SELECT job, stage, part, metric, split, avg(value) AS value, avg(chosen) AS in_half, sum(se * se) / 4 AS variance,
-        sum(n_clusters) AS n_clusters
+WITH splits AS ( -- no error unless both halves have one; degrees of freedom are Welch's, as in summaries.sql
+    SELECT job, stage, part, metric, split, avg(value) AS value, avg(chosen) AS in_half, sum(n_clusters) AS n_clusters,
+        if(count(se) = 2, sum(se * se) / 4, NULL) AS variance,
+        min(value) AS lowest, max(value) AS highest,
+        sum(se * se) ** 2 / nullif(sum(se ** 4 / (df + 2)), 0) - 2 AS welch,
+        if(variance IS NULL, NULL, least(sum(df), if(welch < 1, 1, welch))) AS df
     FROM choices GROUP BY ALL
 ),
 wins AS (
@@ -69,9 +138,12 @@ wins AS (
 ),
 means AS (
     SELECT job, stage, part, metric, avg(value ORDER BY split) AS value, avg(in_half ORDER BY split) AS in_half,
-        stddev_samp(value ORDER BY split) AS spread, avg(variance ORDER BY split) AS variance,
+        stddev_samp(value ORDER BY split) AS spread, avg(df ORDER BY split) AS df,
         count(*) AS splits, max(n_clusters) AS n_clusters,
-        sqrt(avg(variance ORDER BY split) + stddev_samp(value ORDER BY split) ** 2 / count(*)) AS error
+        estimated(
+            sqrt(avg(variance ORDER BY split) + stddev_samp(value ORDER BY split) ** 2 / count(*)),
+            max(n_clusters), min(lowest), max(highest)
+        ) AS error
     FROM splits GROUP BY ALL
 )
 SELECT
@@ -79,10 +151,10 @@ SELECT
     jobs.model_name, jobs.family, jobs.variant, jobs.dataset_name, jobs.task,
     means.stage, means.part, means.metric,
     means.value, means.error AS se,
-    means.value - means.error * t975(means.n_clusters - 1) AS low,
-    means.value + means.error * t975(means.n_clusters - 1) AS high,
+    means.value - means.error * t975(means.df) AS low,
+    means.value + means.error * t975(means.df) AS high,
     means.spread, means.in_half, sites.layer, wins.head, wins.wins, 2 * splits AS choices,
-    summaries.value AS in_sample, summaries.n, summaries.n_undefined, jobs.of, means.n_clusters,
+    summaries.value AS in_sample, summaries.n, summaries.n_undefined, jobs.of, means.n_clusters, means.df,
     wins.site, jobs.model, jobs.dataset, jobs.task_version, jobs.parameters, jobs.prefix, jobs.square, jobs.view,
     jobs.dtype, jobs.attention, jobs.interventions, jobs.selection, jobs.layers, jobs.seed, jobs.limited, jobs.finished
 FROM means
@@ -157,7 +229,7 @@ curves AS ( -- a head by itself; all heads concatenated only where there are non
 points AS MATERIALIZED (
     SELECT scores.job, dataset, sample, grp, fold, stage, part, layer, site, head, scores.value AS correct
     FROM scores JOIN curves USING (job, site, head) JOIN folds USING (dataset, sample)
-    WHERE metric = 'correct' AND scores.job IN (SELECT job FROM of_task)
+    WHERE metric = 'correct' AND isfinite(scores.value) AND scores.job IN (SELECT job FROM of_task)
 ),
 best AS (
     SELECT job, grp, stage, part, fold, site, head, avg(correct) AS share
@@ -205,6 +277,7 @@ paired AS (
             WHEN readings.job = asked_job THEN if(stage = 'decoder', part, if(stage = 'encoder', 'tower', stage))
             WHEN readings.kind = 'ask' THEN NULL
             WHEN readings.family = 'pixels' THEN 'raw pixels'
+            WHEN readings.family = 'colours' THEN 'colour statistics'
             WHEN readings.model = asked_model AND is_seen_alike
                 THEN if(stage = 'decoder', part, if(stage = 'encoder', 'tower', stage)) || ', isolated'
             WHEN readings.family = asked.family AND is_seen_alike AND stage = 'decoder'
@@ -234,6 +307,7 @@ COMMENT ON VIEW readings IS 'One row a question, reading job, stage and part: wh
 COMMENT ON VIEW surfacing IS 'One row a question that a model was asked, a measure of its answer (likelihood or text) and a reading of it: right in the tokens, right in the answer, and surfaces (right in the tokens, wrong in the answer)';
 COMMENT ON VIEW sites IS 'One row a number that a site can have: its stage, layer and part';
 COMMENT ON VIEW newest IS 'The jobs that the other views show: newest edition, newest version of task and family';
-COMMENT ON VIEW results_by_group IS 'One row a newest job, site, head, metric and group (empty for the mean over groups): value, error, 95 % interval, n, and every field of the specification';
+COMMENT ON VIEW results_by_group IS 'One row a newest job, site, head, metric and group (empty for the mean over groups): value, error, 95 % interval, n, why nothing is defined, and every field of the specification';
+COMMENT ON VIEW pooled IS 'One row a newest job, site, head and metric, pooled over all samples whatever their group: sum of intersections over sum of unions (cIoU), and the means fb_iou (foreground and background, hsnet) and miou (metrics iou of CLASS); with 95 % interval and n';
 COMMENT ON VIEW results IS 'One row a newest job, site, head and metric: results_by_group where the group is empty';
 COMMENT ON VIEW best_layer IS 'One row a newest job, stage, part and metric: the layer and head with the highest value, chosen on the very samples that it is reported for';

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import ClassVar, NamedTuple
 
 from vkvdb import masks
-from vkvdb.datasets._labels import VOID, on_threads, read_labels, read_lines
+from vkvdb.datasets._label_images import VOID, on_threads, read_labels, read_lines
 from vkvdb.datasets._layout import need_folder
 from vkvdb.samples import Clip, Mask
 from vkvdb.types import ImageFile, Problem, Reading

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from vkvdb import masks
-from vkvdb.datasets._colours import images_in, packed, read_colours, side_by_side
+from vkvdb.datasets._label_images import images_in, on_threads, read_colours
 from vkvdb.datasets._layout import need_folder
 from vkvdb.errors import BadDataset
 from vkvdb.samples import Image, Mask
@@ -73,7 +73,7 @@ class ImageNetS:
                 reading.problems.append(Problem(f"{truths.name}/{category}", f"no words are told for {category}"))
                 continue
             pairs += _matched(images / category, truths / category, number, len(categories), reading)
-        for pair, found in zip(pairs, side_by_side(_regions, pairs), strict=True):
+        for pair, found in zip(pairs, on_threads(_regions, pairs), strict=True):
             if isinstance(found, str):
                 reading.problems.append(Problem(f"{truths.name}/{pair.name.partition('/')[0]}/{pair.mask.name}", found))
                 continue
@@ -148,10 +148,9 @@ def _regions(pair: _Pair) -> tuple[Mask, Mask | None] | str:
     import numpy as np
 
     try:
-        colours = read_colours(pair.mask)
+        numbers = read_colours(pair.mask)
     except ValueError as error:
         return str(error)
-    numbers = packed(colours)
     there = set(np.unique(numbers).tolist())
     if strange := sorted(there - {*range(pair.categories + 1), IGNORED}):
         return f"it has pixels of category {strange[0]}, there are {pair.categories}"

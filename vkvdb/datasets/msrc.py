@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from vkvdb import masks
-from vkvdb.datasets._colours import images_in, packed, read_colours, side_by_side, unpacked
+from vkvdb.datasets._label_images import colour, images_in, number, on_threads, read_colours
 from vkvdb.datasets._layout import need_folder
 from vkvdb.errors import BadDataset
 from vkvdb.samples import Image, ImageSet, Labelled
@@ -64,13 +64,7 @@ COLOURS = {
 }
 LEFT_OUT = {"horse": (128, 0, 128), "mountain": (64, 0, 0)}
 _VOID, _WHITE = 0, 0xFFFFFF
-
-
-def _number(colour: tuple[int, int, int]) -> int:
-    return colour[0] + 256 * colour[1] + 65536 * colour[2]
-
-
-_NUMBERS = {name: _number(colour) for name, colour in (COLOURS | LEFT_OUT).items()}
+_NUMBERS = {name: number(painted) for name, painted in (COLOURS | LEFT_OUT).items()}
 _IGNORED = [_VOID, *(_NUMBERS[name] for name in LEFT_OUT)]
 
 
@@ -109,7 +103,7 @@ class Msrc:
         if not photographs:
             raise BadDataset(what=f"{images} has no images with ground truth", expected=self.layout)
         members: dict[str, list[Labelled]] = {}
-        for photograph, found in zip(photographs, side_by_side(_labelled, photographs), strict=True):
+        for photograph, found in zip(photographs, on_threads(_labelled, photographs), strict=True):
             reading.images.append(ImageFile(photograph.name, photograph.path))
             if isinstance(found, str):
                 reading.problems.append(Problem(str(photograph.truth.relative_to(root)), found))
@@ -154,11 +148,11 @@ def _labelled(photograph: _Photograph) -> dict[str, Labelled] | str:
     import numpy as np
 
     try:
-        numbers = packed(read_colours(photograph.truth))
+        numbers = read_colours(photograph.truth)
     except ValueError as error:
         return str(error)
     try:
-        size = read_colours(photograph.file).shape[:2]
+        size = read_colours(photograph.file).shape
     except ValueError:
         return {}  # the ingest tells it of the image itself; its classes' sets are made without it
     if numbers.shape != size:
@@ -183,7 +177,7 @@ def _labelled(photograph: _Photograph) -> dict[str, Labelled] | str:
 def _unknown(there: set[int], folder: str) -> str:
     """Where a colour or a folder is no category; empty where none is."""
     if strange := sorted(there - {_VOID, *_NUMBERS.values()}):
-        return f"it has pixels of the colour {unpacked(strange[0])}, which is no category"
+        return f"it has pixels of the colour {colour(strange[0])}, which is no category"
     return f"there is no category {folder}" if folder and folder not in _NUMBERS else ""
 
 

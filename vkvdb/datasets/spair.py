@@ -24,7 +24,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vkvdb.datasets._labels import read_lines, size_told
+from vkvdb.datasets._label_images import read_lines, size_told
 from vkvdb.datasets._layout import need_folder, read_json
 from vkvdb.errors import BadDataset
 from vkvdb.samples import Box, ImagePair, Point

@@ -9,6 +9,8 @@ through cells' centres, where the map is piecewise linear. Beyond the outermost 
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -42,33 +44,33 @@ def _reach(maps: Tensor, inside: Tensor) -> Tensor:
 
 
 def _labels(maps: Tensor) -> Tensor:
-    """Labels (n, rows, cols): equal inside a region, 1 + the number of one of its cells, and 0 where not above 0."""
-    n, rows, cols = maps.shape
-    inside = maps > 0
-    numbers = torch.arange(1, rows * cols + 1, device=maps.device).view(rows, cols)
-    labels = torch.where(inside, numbers, 0)
+    """Labels (n, rows, cols): equal inside a region, 1 + the number of its last cell, and 0 where not above 0."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    values = maps.cpu().numpy()
+    inside = values > 0
+    numbers = np.arange(values.size, dtype=np.int32).reshape(values.shape)
     whole, low, high = slice(None), slice(None, -1), slice(1, None)
-    falling = maps[:, :-1, :-1] * maps[:, 1:, 1:]
-    rising = maps[:, :-1, 1:] * maps[:, 1:, :-1]
+    falling = values[:, :-1, :-1] * values[:, 1:, 1:]
+    rising = values[:, :-1, 1:] * values[:, 1:, :-1]
     links = [
         ((whole, low), (whole, high), None),
         ((low, whole), (high, whole), None),
         ((low, low), (high, high), falling > rising),
         ((low, high), (high, low), rising > falling),
     ]
-    pairs = []
+    ends: tuple[list[npt.NDArray[np.int32]], ...] = ([], [])
     for a, b, saddle in links:
-        both = inside[:, *a] & inside[:, *b]
-        pairs.append((a, b, both if saddle is None else both & saddle))
-    while True:
-        before = labels.clone()
-        for a, b, linked in pairs:
-            both = torch.maximum(labels[:, *a], labels[:, *b]).mul_(linked)
-            for end in (a, b):
-                view = labels[:, *end]
-                torch.maximum(view, both, out=view)
-        # A label names a cell of the region, whose own label may have grown.
-        named = torch.nn.functional.pad(labels.flatten(1), (1, 0))
-        labels = named.gather(1, labels.flatten(1)).view(n, rows, cols)
-        if torch.equal(labels, before):
-            return labels
+        linked = inside[:, *a] & inside[:, *b]
+        if saddle is not None:
+            linked &= saddle
+        for found, end in zip(ends, (a, b), strict=True):
+            found.append(numbers[:, *end][linked])
+    first, second = (np.concatenate(part) for part in ends)
+    # In the format and type that it would be brought to, more slowly.
+    graph = coo_array((np.ones(len(first)), (first, second)), shape=(values.size, values.size)).tocsr()
+    count, region = connected_components(graph, directed=False)
+    last = np.zeros(count, np.int64)
+    np.maximum.at(last, region, np.tile(np.arange(1, maps[0].numel() + 1), len(maps)))
+    return torch.as_tensor(np.where(inside, last[region].reshape(values.shape), 0), device=maps.device)

@@ -36,7 +36,7 @@ class Region:
         height, width = region.shape
         rows, cols, self.down, self.across = upsampling(grid, (width, height))
         window = np.ix_(rows, cols)
-        self.pixels = np.stack([self.mask[window], self.valid[window]], -1)
+        self.pixels = np.stack([self.mask[window], self.valid[window]])
 
     def counts(self, logits: Tensor) -> tuple[Floats, Floats]:
         """Pixels of intersection and union for logits (..., rows, cols): (...) each, where the logit is above 0.
@@ -45,13 +45,14 @@ class Region:
         """
         maps = logits.reshape(-1, *logits.shape[-2:])
         down, across = like(self.down, maps), like(self.across, maps)
-        height, width = self.pixels.shape[:2]
+        height, width = self.pixels.shape[1:]
         both = np.zeros((len(maps), 2))
         for band in pieces(height, width, _COUNTED):
-            pixels = like(self.pixels[band].reshape(-1, 2), maps)
-            for piece in pieces(len(maps), len(pixels), at_once(maps)):
+            # Counted as a product, both kinds as rows: exact, since sums stay whole numbers below 2^24.
+            pixels = like(self.pixels[:, band].reshape(2, -1), maps)
+            for piece in pieces(len(maps), pixels.shape[1], at_once(maps)):
                 chosen = upsample(maps[piece], down[band], across).gt_(0)
-                both[piece] += (chosen.flatten(1) @ pixels).cpu().numpy()
+                both[piece] += (chosen.flatten(1) @ pixels.t()).cpu().numpy()
         intersection, chosen_area = both.reshape(*logits.shape[:-2], 2).transpose(-1, *range(logits.dim() - 2))
         return intersection, chosen_area + self.area - intersection
 

@@ -1,15 +1,17 @@
 """Labels carried from frame to frame by the nearest tokens of earlier frames, heads and sites at once.
 
 A row of the frame's cells is compared with the rows of the context frames that its neighbourhood holds, nothing else is
-ever multiplied. What takes part in the top k is found in two steps: each place of the neighbourhood by its best frame,
-then, of the k best places, all frames. The k largest products are among those, and equal ones of the same place, as in
-a clip that stands still, are all there.
+ever multiplied. What takes part in the top k is found in three steps: the k columns of the neighbourhood that are best
+by their best place and frame; of those columns, the k places that are best by their best frame; then, of those places,
+all frames. The k largest products are among those, and equal ones of the same place, as in a clip that stands still,
+are all there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,34 +27,95 @@ class Rule:
     reach: tuple[int, int] | None
 
 
-class _Frames:
-    """Tokens and labels of the context: the first frame in slot 0, the others in turn in the slots behind it."""
+class _Frame(NamedTuple):
+    """A frame that others are compared with; `heads + 1` is each head and, last, all heads concatenated.
 
-    def __init__(self, tokens: Tensor, labels: Tensor, context: int) -> None:
-        sites, heads, rows, cols, _ = tokens.shape
-        columns = heads + (heads > 1)
-        self.tokens = tokens.new_empty(context + 1, *tokens.shape)
-        self.labels = tokens.new_empty(context + 1, sites, columns, rows * cols, labels.shape[-1])
-        # One over the lengths of tokens, by head and, last, of all heads concatenated.
-        self.inverse = tokens.new_empty(context + 1, sites, columns, rows, cols)
-        self.filled = self.next = 0
-        self.push(tokens, labels)
+    `tokens` are (heads x sites, cells, dim), `inverse` one over their lengths (heads + 1, sites, rows x cols), and
+    `labels` (heads + 1, sites, labels, cells).
+    """
 
-    def push(self, tokens: Tensor, labels: Tensor) -> None:
-        """Add a frame; the oldest one but the first gives way."""
-        self.tokens[self.next], self.labels[self.next] = tokens, labels
-        self.inverse[self.next] = inverse_lengths(tokens)
-        self.filled = max(self.filled, self.next + 1)
-        slots = len(self.tokens)
-        self.next = 1 + self.next % (slots - 1) if slots > 1 else 0
+    tokens: Tensor
+    inverse: Tensor
+    labels: Tensor
 
 
-def inverse_lengths(tokens: Tensor) -> Tensor:
-    """One over the lengths of tokens (sites, heads, rows, cols, dim): (sites, heads + 1, rows, cols)."""
-    squares = tokens.square().sum(-1)
-    if squares.shape[1] > 1:
-        squares = torch.cat([squares, squares.sum(1, keepdim=True)], 1)
-    return squares.clamp_min_(1e-24).rsqrt_()
+class _Clip:
+    """Where a clip's cells look: the shape of its frames, and the rule."""
+
+    def __init__(self, tokens: Tensor, rule: Rule) -> None:
+        self.sites, self.heads, self.rows, self.cols, self.dim = tokens.shape
+        self.rule = rule
+        self.down, across = rule.reach or (self.rows, self.cols)
+        # In a corner there are fewest columns and cells to look at.
+        self.columns = min(across + 1, self.cols)
+        self.cells = self.columns * min(self.down + 1, self.rows)
+        self.barred: Tensor | None = None
+        if across < self.cols - 1:
+            place = torch.arange(self.cols, device=tokens.device)
+            self.barred = (place[:, None] - place).abs() > across
+        self.starts = torch.arange(0, self.rows * self.cols, self.cols, device=tokens.device)[:, None]
+
+    def flat(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Of tokens (sites, heads, rows, cols, dim) what a frame's `tokens` and `inverse` are."""
+        of_heads = tokens.transpose(0, 1).reshape(-1, self.rows * self.cols, self.dim)
+        squares = torch.linalg.vector_norm(of_heads, dim=-1).square_().view(self.heads, self.sites, -1)
+        if self.heads > 1:
+            squares = torch.cat([squares, squares.sum(0, keepdim=True)])
+        return of_heads, squares.clamp_min_(1e-24).rsqrt_()
+
+    def label(self, tokens: Tensor, inverse: Tensor, context: Sequence[_Frame]) -> Tensor:
+        """Labels (heads + 1, sites, labels, cells) of the frame with those tokens and lengths."""
+        lengths = torch.stack([frame.inverse for frame in context])[:, :, :, None]
+        others = [frame.tokens.transpose(1, 2) for frame in context]
+        found = []
+        for row in range(self.rows):
+            own = slice(row * self.cols, (row + 1) * self.cols)
+            low, high = max(row - self.down, 0), min(row + self.down + 1, self.rows)
+            near = slice(low * self.cols, high * self.cols)
+            cosines = self._products(tokens[:, own], [other[:, :, near] for other in others])
+            values, cells = self._candidates(cosines.mul_(lengths[..., near]))
+            found.append((values, cells.add_(low * self.cols)))
+        # At the edges a row may have fewer candidates than inside.
+        most = max(cells.shape[-1] for _, cells in found)
+        values = torch.cat([_pad(values, most, -torch.inf) for values, _ in found], 3)
+        cells = torch.cat([_pad(cells, most, 0) for _, cells in found], 2)
+        values *= inverse[..., None]
+        return _mean(values, cells, torch.stack([frame.labels for frame in context]), self.rule)
+
+    def _products(self, tokens: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """Products (frames, heads + 1, sites, n, m) of tokens (heads x sites, n, dim) with others' (..., dim, m)."""
+        shape = self.sites, tokens.shape[1], others[0].shape[2]
+        products = tokens.new_empty(len(others), self.heads + (self.heads > 1), *shape)
+        per_head = products[:, : self.heads]
+        for other, out in zip(others, per_head.flatten(1, 2), strict=True):
+            torch.bmm(tokens, other, out=out)
+        if self.heads > 1:
+            torch.sum(per_head, 1, out=products[:, -1])
+        return products
+
+    def _candidates(self, cosines: Tensor) -> tuple[Tensor, Tensor]:
+        """Of (frames, heads, sites, cols, cells) the values (frames, ..., k) at the k cells (...) that are best.
+
+        Cells are those of whole rows of the grid, in which some columns are barred.
+        """
+        topk = self.rule.topk
+        largest = cosines.amax(0)
+        largest = largest.view(*largest.shape[:3], -1, self.cols)
+        columns = largest.amax(-2)
+        if self.barred is not None:
+            columns.masked_fill_(self.barred, -torch.inf)
+        reached, column = columns.topk(min(topk, self.cols), sorted=False)
+        column = column[..., None, :]
+        among = largest.gather(-1, column.expand(*largest.shape[:-1], -1))
+        if self.columns < column.shape[-1]:
+            among.masked_fill_(reached[..., None, :] == -torch.inf, -torch.inf)
+        among = among.flatten(-2)
+        reached, place = among.topk(min(topk, among.shape[-1]), sorted=False)
+        cells = (column + self.starts[: largest.shape[-2]]).flatten(-2).gather(-1, place)
+        values = cosines.gather(-1, cells.expand(len(cosines), *cells.shape))
+        if self.cells < place.shape[-1]:
+            values.masked_fill_(reached == -torch.inf, -torch.inf)
+        return values, cells
 
 
 def propagate(frames: Iterator[Tensor], labels: Tensor, rule: Rule) -> Iterator[Tensor]:
@@ -61,59 +124,27 @@ def propagate(frames: Iterator[Tensor], labels: Tensor, rule: Rule) -> Iterator[
     `frames` are float32 tokens (sites, heads, rows, cols, dim), one a frame, `labels` (cells, labels) the first one's.
     """
     first = next(frames)
-    context = _Frames(first, labels.to(first), rule.context)
-    for tokens in frames:
-        found = _label(tokens, context, rule)
+    clip = _Clip(first, rule)
+    tokens, inverse = clip.flat(first)
+    context = [_Frame(tokens, inverse, labels.to(first).t().expand(*inverse.shape[:2], -1, -1))]
+    for frame in frames:
+        tokens, inverse = clip.flat(frame)
+        found = clip.label(tokens, inverse, context)
         if rule.context:
-            context.push(tokens, found)
-        yield found
+            context.append(_Frame(tokens, inverse, found))
+            if len(context) > rule.context + 1:
+                del context[1]  # the oldest but the first
+        yield found.permute(1, 0, 3, 2)
 
 
-def _label(tokens: Tensor, context: _Frames, rule: Rule) -> Tensor:
-    """Labels (sites, heads + 1, cells, labels) of one frame's tokens."""
-    rows, cols = tokens.shape[2:4]
-    down, across = rule.reach or (rows, cols)
-    place = torch.arange(cols, device=tokens.device)
-    far = (place[:, None] - place).abs() > across
-    own = inverse_lengths(tokens)
-    found = []
-    for row in range(rows):
-        low, high = max(row - down, 0), min(row + down + 1, rows)
-        barred = far.repeat(1, high - low) if across < cols - 1 else None
-        per_head = _products(tokens[:, :, row], context.tokens[: context.filled, :, :, low:high])
-        inverse = context.inverse[: context.filled, :, :, low:high].flatten(3)[:, :, :, None]
-        heads = per_head.shape[2]
-        groups = [per_head] if heads == 1 else [per_head, per_head.sum(2, keepdim=True)]
-        lengths = torch.split(inverse, [g.shape[2] for g in groups], 2)
-        parts = [_candidates(g.mul_(one), barred, rule.topk) for g, one in zip(groups, lengths, strict=True)]
-        values = torch.cat([part[0] for part in parts], 2) * own[:, :, row, :, None]
-        chosen = torch.cat([part[1] for part in parts], 1) + low * cols
-        found.append(_mean(values, chosen, context.labels[: context.filled], rule))
-    return torch.cat(found, 2)
-
-
-def _products(tokens: Tensor, others: Tensor) -> Tensor:
-    """Products of tokens (sites, heads, cols, dim) with those of frames (frames, sites, heads, rows, cols, dim).
-
-    The result is (frames, sites, heads, cols, cells).
-    """
-    asked = tokens.expand(len(others), *tokens.shape).flatten(0, 2)
-    products = torch.bmm(asked, others.flatten(3, 4).flatten(0, 2).transpose(1, 2))
-    return products.view(*others.shape[:3], *products.shape[1:])
-
-
-def _candidates(cosines: Tensor, barred: Tensor | None, topk: int) -> tuple[Tensor, Tensor]:
-    """Of (frames, sites, heads, cols, cells) the values (frames, ..., k) at the k cells (...) that are best."""
-    largest = cosines.amax(0)
-    if barred is not None:
-        largest.masked_fill_(barred, -torch.inf)
-    reached, cells = largest.topk(min(topk, largest.shape[-1]), sorted=False)
-    values = cosines.gather(-1, cells.expand(len(cosines), *cells.shape))
-    return values.masked_fill_(reached.isinf(), -torch.inf), cells
+def _pad(candidates: Tensor, most: int, value: float) -> Tensor:
+    """Candidates (..., k) made `most`."""
+    short = most - candidates.shape[-1]
+    return torch.nn.functional.pad(candidates, (0, short), value=value) if short else candidates
 
 
 def _mean(values: Tensor, cells: Tensor, labels: Tensor, rule: Rule) -> Tensor:
-    """Labels (sites, heads, cols, labels): the mean over the top k of all frames' values (frames, ..., cols, k).
+    """Labels (heads, sites, labels, cells): the mean over the top k of all frames' values (frames, ..., cells, k).
 
     As eval_video_segmentation.py does, all that equals the k-th value takes part.
     """
@@ -121,10 +152,10 @@ def _mean(values: Tensor, cells: Tensor, labels: Tensor, rule: Rule) -> Tensor:
     top = everything.topk(min(rule.topk, everything.shape[-1]))[0]
     weights = ((values - top[..., :1]) / rule.temperature).exp_()
     weights.masked_fill_(values < top[..., -1:], 0)
-    weights /= weights.sum((0, -1), keepdim=True)
-    wanted = cells.flatten(2)[..., None].expand(len(labels), *(-1,) * 3, labels.shape[-1])
-    of_cells = labels.gather(3, wanted).view(*weights.shape, -1)
-    return of_cells.mul_(weights[..., None]).sum((0, -2))
+    weights /= weights.sum(0).sum(-1)[..., None]
+    wanted = cells.flatten(2)[:, :, None].expand(len(labels), *labels.shape[1:4], -1)
+    of_cells = labels.gather(4, wanted).view(*labels.shape[:4], *cells.shape[2:])
+    return of_cells.mul_(weights[:, :, :, None]).sum(0).sum(-1)
 
 
 def reach(cells: int, rows: int, cols: int, standard: int = 27) -> tuple[int, int] | None:

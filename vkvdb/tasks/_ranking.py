@@ -15,7 +15,7 @@ def otsu(values: Tensor) -> Tensor:
     Exact, without a histogram: half way between the two values that it comes between. Where all values are equal it is
     their value, above which there is nothing.
     """
-    ordered = values.sort(-1).values
+    ordered = _ascending(values)
     n = ordered.shape[-1]
     if n == 1:
         return ordered[..., 0]
@@ -46,7 +46,8 @@ class Ranked:
     def __init__(self, scores: Tensor) -> None:
         self._shape = scores.shape[:-1]
         flat = torch.nn.functional.pad(scores.reshape(-1, scores.shape[-1]), (0, 1), value=-torch.inf)
-        ordered, self._order = flat.sort(-1, descending=True)
+        self._order = _descending(flat)
+        ordered = flat.gather(-1, self._order)
         same = ordered[:, 1:] == ordered[:, :-1]
         self._ties = _ties(same) if bool(same.any()) else None
 
@@ -64,6 +65,18 @@ class Ranked:
         found, wrong = true * positive.sum(), false * negative.sum()
         precision = (p * found / (found + wrong).clamp_min(torch.finfo(torch.float64).tiny)).sum(-1)
         return area.reshape(self._shape).cpu().numpy(), precision.reshape(self._shape).cpu().numpy()
+
+
+def _ascending(values: Tensor) -> Tensor:
+    """Values (..., n) in order; where they lie in the host's memory by numpy, which is many times as fast."""
+    return torch.from_numpy(np.sort(values.numpy(), -1)) if values.device.type == "cpu" else values.sort(-1).values
+
+
+def _descending(values: Tensor) -> Tensor:
+    """The order (n, m) of values (n, m) from the largest; of equals, any."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.argsort(values.numpy(), -1)).flip(-1)
+    return values.argsort(-1, descending=True)
 
 
 def _ties(same: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from vkvdb.metrics import Bools
-from vkvdb.tasks._tokens import float32, pieces, room, with_all_heads
+from vkvdb.tasks._tokens import pieces, room, with_all_heads
 from vkvdb.types import Site, TokenStack
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ def word_maps(
         of = spoken[piece]
         sites = tuple(stack.sites[n] for n in of)
         tokens = stack.tokens[of[0] : of[-1] + 1] if of[-1] - of[0] == len(of) - 1 else stack.tokens[of]
-        x = float32(tokens).flatten(2, 3)
+        x = tokens.float().flatten(2, 3)
         text = torch.stack([vectors[site] for site in sites]).to(x)
         assert text.shape == (len(of), heads, dim), (text.shape, x.shape)
-        x -= (x if where is None else x[:, :, where]).mean(2, keepdim=True)
+        x = x - (x if where is None else x[:, :, where]).mean(2, keepdim=True)
         products = with_all_heads(torch.matmul(text[:, :, None], x.transpose(2, 3))[:, :, 0])
         centred = None
         if lengths:

@@ -30,7 +30,7 @@ import numpy.typing as npt
 from vkvdb.errors import BadOption
 from vkvdb.metrics import Floats, between, inside, longer_side, right_points
 from vkvdb.samples import ImagePair, Sample
-from vkvdb.tasks._tokens import float32, like, pieces, room, with_all_heads
+from vkvdb.tasks._tokens import at_once, float32, like, pieces, room, with_all_heads
 from vkvdb.types import CEILING, POSITION, Capture, Needs, Panel, Scores, Site, TokenGrid
 
 if TYPE_CHECKING:
@@ -113,13 +113,16 @@ class Correspondence:
 
 def _predict(readout: _Pixels | _Cells, source: Tensor, target: Tensor) -> Floats:
     """Predictions (sites, heads + 1, points, 2) in pixels, for tokens (sites, heads, rows, cols, dim)."""
-    each = target[0].numel() * 3
-    found = [readout.match(source[piece], target[piece]) for piece in pieces(len(target), each, room(target))]
+    each, most = target[0].numel() * readout.copies, readout.most(target)
+    found = [readout.match(source[piece], target[piece]) for piece in pieces(len(target), each, most)]
     return np.concatenate(found)
 
 
 class _Cells:
     """`readout=grid`: one cell against all cells."""
+
+    copies = 1
+    most = staticmethod(at_once)  # tokens are read twice, for products and for lengths
 
     def __init__(self, source: Capture, target: Capture, points: Floats) -> None:
         self.grid = target.grid
@@ -135,9 +138,9 @@ class _Cells:
         import torch
 
         asked = source.flatten(2, 3)[:, :, torch.as_tensor(self.at, device=source.device)].float()
-        tokens = float32(target).flatten(2, 3)
+        tokens = target.float().contiguous().flatten(2, 3)
         products = with_all_heads(asked @ tokens.transpose(2, 3))
-        squares = with_all_heads(tokens.square().sum(-1))
+        squares = with_all_heads(torch.linalg.vector_norm(tokens, dim=-1).square_())
         # The asked token's own length is the same for all cells: it decides nothing.
         cosines = products * squares.clamp_min(1e-24).rsqrt()[:, :, None]
         cosines[..., torch.as_tensor(self.outside, device=target.device)] = -torch.inf
@@ -152,6 +155,9 @@ class _Cells:
 
 class _Pixels:
     """`readout=dift`: one interpolated token against those of all pixels."""
+
+    copies = 3
+    most = staticmethod(room)
 
     def __init__(self, source: Capture, target: Capture, points: Floats) -> None:
         from vkvdb.tasks._nearest import Pixels

@@ -20,7 +20,7 @@ Control of capacity [D]. A classifier has as many weights as tokens have channel
 whether they have more than that or fewer; then they are standardised. Its numbers are drawn from a normal distribution
 by (`seed`, channels, N) alone, so heads and sites of as many channels share a matrix. Each `seed` is a job of its own.
 
-Not defined, and so no row: an episode whose support cells are all background (the object is smaller than half a cell
+Not defined: an episode whose support cells are all background (the object is smaller than half a cell
 everywhere) or all foreground; and an empty union. Rows beside the model's, which are always there: floor.0.position
 takes the supports' mean cell shares less one half as logits, ceiling.0.truth the query's own.
 """

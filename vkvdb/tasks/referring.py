@@ -18,7 +18,7 @@ share. `auroc`: how well the map ranks the target above the rest of the image; `
 objects alone, which a map of "some object" can't do. Pixels have their cell's score, those outside the window rank
 last.
 
-Not defined, and so no row: any metric at a site without a text vector; `iou`, `ciou` without a union; `acc_box`,
+Not defined: any metric at a site without a text vector; `iou`, `ciou` without a union; `acc_box`,
 `pointing`, `auroc` without a target; `auroc` when the target is the image; `auroc_objects` without other objects.
 Rows beside the model's: floor.0.position, an ellipse in the middle of the image, its diameters `ellipse` of the image's
 sides (not fitted: a sample knows no others; to fit it, score another split with some values), and ceiling.0.truth, the

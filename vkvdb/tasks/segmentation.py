@@ -17,7 +17,7 @@ pixels outside the window rank last. `iou_centred`, `auroc_centred`, `ap_centred
 which each token is taken from the image's mean token and divided by its length. (Taking the mean from tokens or maps
 alone would change no threshold and no ranking.)
 
-Not defined, and so no row: any metric at a site without a text vector; `iou` without a union; `auroc` and `ap` where
+Not defined: any metric at a site without a text vector; `iou` without a union; `auroc` and `ap` where
 all pixels are of one kind; an image without a mask or a class. Rows beside the model's: floor.0.position, an ellipse in
 the middle of the image, its diameters `ellipse` of the image's sides (not fitted: a sample knows no others; to fit it,
 score another split with some values); and ceiling.0.truth, the mask's cell shares above one half. Both know no words

@@ -17,7 +17,7 @@ places are equal to the last bit, which of them take part beyond the k-th is ope
 
 Metrics: `j`, `f` and their mean `j_and_f`. A row's value is the mean over the clip's objects and its weight how many
 they are, so that objects count the same in a group's mean, as in the official one. An object is what has a mask in the
-first frame and in one that is scored; a frame where it has none is left out for it. Not defined, and so no row: a clip
+first frame and in one that is scored; a frame where it has none is left out for it. Not defined: a clip
 without an object, or with fewer than three frames. Rows beside the model's: floor.0.position holds the first frame's
 masks still, ceiling.0.truth sends each frame's truth down to the grid and back.
 """
@@ -36,7 +36,7 @@ from vkvdb.errors import BadOption
 from vkvdb.masks import decode
 from vkvdb.metrics import Bools, Floats, upsampling
 from vkvdb.samples import Clip, Mask, Sample
-from vkvdb.tasks._tokens import at_once, float32, like, pieces, room, upsample
+from vkvdb.tasks._tokens import at_once, like, pieces, room, upsample
 from vkvdb.types import CEILING, POSITION, Capture, Needs, Panel, Scores, Site, TokenGrid
 
 if TYPE_CHECKING:
@@ -88,11 +88,13 @@ class TemporalCorrespondence:
             if not clip.defined:
                 yield from _rows(stack.sites, np.full((2, len(stack.sites), columns), np.nan), 0)
                 continue
-            # The context and the frame at hand, and as much again for labels and products.
-            each = 2 * (self.context + 2) * stack.tokens[0].numel()
+            # Of each cell of the context, of the frame at hand and once more: tokens, candidates with labels, labels.
+            labels = clip.count + 1
+            numbers = stack.tokens[0, :, 0, 0].numel() + columns * (self.topk * (labels + 3) + labels)
+            each = (self.context + 3) * grid.rows * grid.cols * numbers
             found = []
             for piece in pieces(len(stack.sites), each, room(stack.tokens)):
-                tokens = (float32(f.stacks[n].tokens[piece]) for f in frames[:-1])
+                tokens = (f.stacks[n].tokens[piece].float() for f in frames[:-1])
                 carried = _propagation.propagate(tokens, clip.labels(0), rule)
                 found.append(clip.score(carried).reshape(2, -1, columns))
             yield from _rows(stack.sites, np.concatenate(found, 1), clip.count)
@@ -112,7 +114,7 @@ class TemporalCorrespondence:
             return (Panel(sample.frames[0], "not defined: no object that can be carried"),)
         reach = _propagation.reach(self.neighbourhood, grid.rows, grid.cols)
         rule = _propagation.Rule(self.context, self.topk, self.temperature, reach)
-        tokens = (float32(f.stacks[0].tokens) for f in frames[:-1])
+        tokens = (f.stacks[0].tokens.float() for f in frames[:-1])
         truths = [[None if m is None else decode(m) for m in masks] for masks in clip.objects]
         shown = [Panel(sample.frames[0], "frame 1: given", found=truths[0])]
         for time, labels in zip(clip.scored, _propagation.propagate(tokens, clip.labels(0), rule), strict=True):
@@ -211,14 +213,22 @@ class _Truth:
         low, high = wide.amin((2, 3), keepdim=True), wide.amax((2, 3), keepdim=True)
         varies = high > low
         wide.sub_(low * varies).div_(torch.where(varies, high - low, 1))
-        largest, *others = wide.unbind(1)
-        chosen = torch.zeros_like(largest, dtype=torch.uint8)
-        for number, label in enumerate(others, 1):
-            better = (label > largest).to(torch.uint8)
-            torch.maximum(chosen, better.mul_(number), out=chosen)  # a later object has the larger number
-            if number < len(others):
-                torch.maximum(largest, label, out=largest)
+        largest, first, *others = wide.unbind(1)
+        chosen = _larger(first, largest)
+        for number, label in enumerate(others, 2):
+            torch.maximum(largest, first, out=largest)
+            # A later object has the larger number.
+            torch.maximum(chosen, _larger(label, largest).mul_(number), out=chosen)
+            first = label
         return torch.nn.functional.pad(chosen, self.beside) if any(self.beside) else chosen
+
+
+def _larger(these: Tensor, others: Tensor) -> Tensor:
+    """1 where these are larger than the others and 0 elsewhere, in bytes."""
+    import torch
+
+    # A comparison that writes numbers, and then bytes, is several times as fast as one that writes bytes.
+    return torch.gt(these, others, out=torch.empty_like(these)).bool().view(torch.uint8)
 
 
 def _mean(found: Sequence[Sequence[Floats | None]]) -> Floats:
