@@ -114,7 +114,7 @@ def install(monkeypatch: pytest.MonkeyPatch, log: Path) -> Bodies:
     return bodies
 
 
-def wait_until(true: Callable[[], object], seconds: float = 20.0) -> None:
+def wait_until(true: Callable[[], object], seconds: float = 240.0) -> None:
     """Wait for something that another process or thread does."""
     end = time.monotonic() + seconds
     while not true():

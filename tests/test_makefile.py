@@ -38,7 +38,9 @@ def make(tree: Path, *words: str, **environment: str) -> tuple[subprocess.Comple
     log = tree / "log"
     log.unlink(missing_ok=True)
     clean = {
-        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "PIP", "PYTHON", "VKVDB"))
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("ARGS", "MAKE", "PIP", "PYTHON", "VKVDB"))
     }
     done = subprocess.run(
         ["make", *words],

@@ -32,7 +32,7 @@ def test_a_process_dies() -> None:
     assert signature.split("-")[1] == str(pid)
     assert not is_dead(signature)
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: is_dead(signature), 5)  # as a zombie, which nobody has waited for
+    wait_until(lambda: is_dead(signature))  # as a zombie, which nobody has waited for
     os.waitpid(pid, 0)
     assert is_dead(signature)
     assert not is_dead(f"elsewhere-{pid}-0")
