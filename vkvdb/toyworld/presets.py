@@ -26,11 +26,11 @@ class Preset:
     text_mlp: int = 352
     scenes: int = 32_000
     choices: int = 2_000
-    stage1_steps: int = 4_000
+    stage1_steps: int = 4_800
     stage1_batch: int = 64
     stage1_rate: float = 1e-3
     stage1_keep: float = 0.6
-    stage2_steps: int = 3_000
+    stage2_steps: int = 4_600
     stage2_batch: int = 12
     stage2_rate: float = 1e-3
     slots: int = 12
