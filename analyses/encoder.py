@@ -76,12 +76,12 @@ def panel(rows: Sequence[Row]) -> alt.LayerChart | alt.FacetChart:
     x = alt.X("value:Q", scale=scale, axis=alt.Axis(title=first["metric"], format=".2~f", tickCount=6))
     texts = [
         base.mark_text(align="left", x=_WIDTH + 14, fontSize=11).encode(text="told:N"),
-        base.mark_text(align="left", x=_WIDTH + 235, fontSize=11).encode(text="apart:N"),
+        base.mark_text(align="left", x=_WIDTH + 275, fontSize=11).encode(text="apart:N"),
     ]
     heads = alt.Chart(alt.InlineData(values=[{}]))
     texts += [
         heads.mark_text(align="left", x=at, y=-8, fontSize=11, fontStyle="italic", color=_GREY, text=words).encode()
-        for at, words in ((_WIDTH + 14, "mean of two-fold choices"), (_WIDTH + 235, "image values less this, paired"))
+        for at, words in ((_WIDTH + 14, "mean of two-fold choices"), (_WIDTH + 275, "image values less this, paired"))
     ]
     marks = [
         base.mark_rule(strokeWidth=2, clip=True).encode(x=alt.X("low:Q", scale=scale), x2="high:Q"),

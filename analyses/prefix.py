@@ -190,5 +190,5 @@ def _verdict(row: Row) -> str:
 
 
 def _interval(row: Row) -> str:
-    delta, low, high = (None if row[k] is None else f"{round(row[k], 3) + 0.0:+.3f}" for k in ("delta", "low", "high"))
+    delta, low, high = (None if row[k] is None else f"{round(row[k], 4) + 0.0:+.4f}" for k in ("delta", "low", "high"))
     return f"{delta}" if low is None else f"{delta} [{low}, {high}]"  # adding 0 makes -0 plain
