@@ -320,7 +320,7 @@ def test_the_card_tells_how_training_went(monkeypatch: pytest.MonkeyPatch) -> No
     for name in ("against_others", "held_out_categories", "held_out_parts", "flow", "keys", "prefixes", "surfacing"):
         monkeypatch.setattr(_card_tables, name, lambda: UNMEASURED)
     text = card.card()
-    assert "in three pieces" in text
+    assert card._HOW in text
     assert "`grid_waves`" in text
     assert "Above their prior beyond the interval: what. **Not shown**: face." in text
     assert re.search(r"earlier stages of the same run:\n`toy-\w+`", text)
