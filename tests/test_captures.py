@@ -14,6 +14,7 @@ from fakes import tree
 from vkvdb.errors import DamagedStore
 from vkvdb.store import Store
 from vkvdb.types import Site, TokenGrid
+from vkvdb.verification import problems
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_captures_come_back_bit_for_bit(store: Store, dtype: torch.dtype) -> Non
         assert list(by_site) == sites
         for site in sites:
             assert same_bits(by_site[site], tokens(site, image, dtype))
-    assert list(store.verify()) == []
+    assert list(problems(store)) == []
 
 
 def test_the_layout_is_one_that_reads_little(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +110,7 @@ def test_sites_are_added_later(store: Store) -> None:
     ((_, read),) = stored.read([9], [VALUE, KEY])
     assert same_bits(read[VALUE], tokens(VALUE, 9, torch.float16))
     assert [m["sites"] for m in store.capture_shards("cap")].count([str(KEY)]) == 1
-    assert list(store.verify()) == []
+    assert list(problems(store)) == []
 
 
 def test_runs_that_were_cut_differently_lie_side_by_side(store: Store) -> None:

@@ -17,6 +17,7 @@ from vkvdb import publishing
 from vkvdb.errors import StoreFailed
 from vkvdb.processes import this_process
 from vkvdb.store import Store
+from vkvdb.verification import problems
 
 
 @pytest.fixture
@@ -174,7 +175,7 @@ def test_what_a_dead_process_left_is_cleared_and_what_a_live_one_writes_is_not(s
     alive = final.with_name(f".fact.{me.signature()}.00000000.part")
     dead.touch()
     alive.touch()
-    assert list(store.verify()) == [f"{dead} was left by a process that ended; it may be deleted"]
+    assert list(problems(store)) == [f"{dead} was left by a process that ended; it may be deleted"]
     store.publish(final, text("x"))
     assert sorted(tree(store.root)) == [alive.name, "fact"]
 

@@ -13,6 +13,7 @@ from vkvdb.errors import DamagedStore, OldVersion
 from vkvdb.samples import Clip, Image, ImagePair, Mask
 from vkvdb.store import ImageRow, ScoreRows, Store
 from vkvdb.types import Site, TokenGrid
+from vkvdb.verification import problems
 
 KEY = Site("decoder", 3, "key")
 
@@ -169,7 +170,7 @@ def test_no_scores_are_a_shard_too(store: Store) -> None:
 
 
 def test_verify_finds_what_was_changed_lost_or_left(store: Store) -> None:
-    assert list(store.verify()) == []
+    assert list(problems(store)) == []
     store.write_dataset("abc", IMAGES, SAMPLES, {"name": "x", "created": ""})
     store.write_capture("cap", 0, [0], [TokenGrid(1, 1, (0, 0, 1, 1))], {KEY: [torch.zeros(1, 1, 1, 4)]}, {})
     for shard in (0, 1):
@@ -177,7 +178,7 @@ def test_verify_finds_what_was_changed_lost_or_left(store: Store) -> None:
     store.publish_json(store.model_path("m"), {"kind": "model", "files": {"model.safetensors": "00"}})
     shards = list(store.score_shards("j", 0).values())
     store.publish_json(store.job_path("j", 0), {"kind": "job", "shards": [*shards, {"files": {"cleared": "00"}}]})
-    assert list(store.verify()) == []
+    assert list(problems(store)) == []
 
     changed = store.root / "scores/j/0/0000.parquet"
     changed.write_bytes(bytes([changed.read_bytes()[0] ^ 1]) + changed.read_bytes()[1:])
@@ -188,7 +189,7 @@ def test_verify_finds_what_was_changed_lost_or_left(store: Store) -> None:
     orphan = next(store.root.glob("captures/cap/*/*")).relative_to(store.root)
     store.publish_json(store.job_path("k", 0), {"kind": "job", "shards": [{**shards[1], "sha256": "00"}]})
     (store.root / "models" / "broken.json").write_text("{", encoding="utf-8")
-    assert sorted(problem.replace(f"{store.root}/", "") for problem in store.verify()) == sorted(
+    assert sorted(problem.replace(f"{store.root}/", "") for problem in problems(store)) == sorted(
         [
             "scores/j/0/0000.parquet is not what was published: its SHA-256 differs",
             "datasets/abc/samples.parquet is missing",

@@ -19,6 +19,7 @@ from vkvdb.planning import Choices, Planned, extract_job, score_jobs
 from vkvdb.queue import Queue
 from vkvdb.store import ImageRow, Store
 from vkvdb.types import Site, TokenGrid
+from vkvdb.verification import problems
 from vkvdb.worker import Worker
 
 VALUES = {"parts": ("value",), "layers": (0,)}
@@ -150,7 +151,7 @@ def test_once_for_a_capture_and_the_same_after_a_rebuild(home: Home, store: Stor
     assert tree(store.root / "tokens") == before
     extract(home, store, "pixels", layers=None, parts=None)  # no sequence, no map
     assert tree(store.root / "tokens") == before
-    assert list(store.verify()) == []
+    assert list(problems(store)) == []
 
     def dump(catalog: Catalog) -> list[Any]:
         return [catalog.query(f"FROM {table} ORDER BY ALL").rows for table in ("tokens", "token_maps")]

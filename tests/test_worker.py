@@ -18,6 +18,7 @@ from vkvdb.jobs import to_json
 from vkvdb.paths import Home
 from vkvdb.queue import Claim, Queue
 from vkvdb.store import Store
+from vkvdb.verification import problems
 from vkvdb.worker import Outcome, Report, Terminated, Worker, sigterm_as_interrupt
 
 
@@ -90,7 +91,7 @@ def test_a_job_is_done(home: Home, store: Store, queue: Queue, told: Told, bodie
     assert manifest["started"] <= manifest["finished"]
     assert queue.row(job().id).state == "done"
     assert store.read_scores(job().id, 0).num_rows == 90
-    assert list(store.verify()) == []
+    assert list(problems(store)) == []
 
 
 def test_what_the_store_has_is_not_done_again(store: Store, queue: Queue, worker: Worker, bodies: Bodies) -> None:

@@ -20,6 +20,7 @@ from fakes import SHARDS, Bodies, fork, install, job, tree, wait_until
 from vkvdb.paths import Home
 from vkvdb.queue import Queue
 from vkvdb.store import Store
+from vkvdb.verification import problems
 from vkvdb.worker import Worker, sigterm_as_interrupt
 
 STEPS = ["claimed", "shard computed", "shard published", "job published", "finished"]
@@ -69,7 +70,7 @@ def assert_as_if_nothing_had_happened(
 ) -> None:
     store = Store(home.store)
     assert tree(store.root / "scores") == undisturbed
-    assert list(store.verify()) == []
+    assert list(problems(store)) == []
     assert not list(store.root.rglob(".*"))
     assert [row.state for row in Queue(home.queue).rows()] == ["done"] * len(JOBS)
     assert {(m["job"], len(m["shards"])) for m in store.jobs()} == {(one.id, SHARDS) for one in JOBS}

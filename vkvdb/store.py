@@ -324,12 +324,6 @@ class Store:
     def _token_map(self, capture: str) -> Path:
         return self.root / "tokens" / f"{capture}.json"
 
-    def verify(self) -> Iterator[str]:
-        """What is wrong with the store, a line each: a file that is missing, changed or unaccounted for."""
-        from vkvdb import verification
-
-        return verification.problems(self)
-
 
 # --- files ------------------------------------------------------------------------------------------------------------
 

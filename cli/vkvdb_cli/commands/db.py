@@ -74,10 +74,11 @@ def verify(ctx: click.Context) -> None:
     """Compare every file of the store with its hash, then check the catalog; exit with 1 when something is wrong."""
     from vkvdb.store import Store
     from vkvdb.syncing import patiently
+    from vkvdb.verification import problems
     from vkvdb_cli._after import reading
 
     home = find_home()
-    wrong = _tell(list(Store(home.store).verify()), "the store")
+    wrong = _tell(list(problems(Store(home.store))), "the store")
     catalog = reading(home)
     ctx.exit(_tell(patiently(lambda: list(catalog.check())), "the catalog") or wrong)
 
