@@ -11,6 +11,7 @@ import synthetic
 
 from vkvdb import syncing
 from vkvdb.catalog import Catalog
+from vkvdb.paths import shipped
 from vkvdb.store import Store
 from vkvdb_cli import _after
 from vkvdb_cli.commands.sql import typed
@@ -186,3 +187,17 @@ def test_db_rebuild(home, world, capsys):
     home.catalog.unlink()
     assert said(capsys, "db", "rebuild").out == f"rebuilt {home.catalog}: 3 models, 1 datasets, 3 jobs\n"
     assert said(capsys, "sql", "SELECT count(*) AS n FROM jobs").out == "n\n3\n"
+
+
+@pytest.mark.parametrize("name", ["correlation", "encoder", "keys", "layers", "prefix", "surfacing"])
+def test_the_file_of_an_analysis_runs_as_it_is(home, world, capsys, monkeypatch, name):
+    query = (shipped("analyses") / f"{name}.sql").read_text(encoding="utf-8")
+    pasted = said(capsys, "sql", query, "--json")
+    monkeypatch.setattr("sys.stdin", io.StringIO(query))
+    assert said(capsys, "sql", "-", "--json") == pasted
+    assert json.loads(pasted.out) or name not in {"layers", "encoder"}
+
+
+def test_a_value_that_is_described_is_null_unless_told(home, world, capsys):
+    query = "-- $a: a number\n-- $b: another\nSELECT $a AS a, $b AS b"
+    assert said(capsys, "sql", query, "-p", "a", "7", "--csv").out.split() == ["a,b", "7,"]

@@ -22,7 +22,13 @@ ORDER BY kind, name
 """
 
 
-@click.command()
+class _Sql(click.Command):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # A query that begins with a comment is no option.
+        return super().parse_args(ctx, [f"\n{arg}" if re.match(r"--\s", arg) else arg for arg in args])
+
+
+@click.command(cls=_Sql)
 @click.argument("query", required=False)
 @click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="Value of $NAME in the query.")
 @click.option("--csv", "form", flag_value="csv", help="Print CSV.")
@@ -31,14 +37,17 @@ ORDER BY kind, name
 def command(query: str | None, parameters: tuple[tuple[str, str], ...], form: str) -> None:
     """Run one SELECT on the catalog and print what it gives; `-` reads it from stdin.
 
-    Without a query: the tables and views, and what they hold. New results are absorbed first.
+    Without a query: the tables and views, and what they hold. New results are absorbed first. The file of an analysis
+    runs as it is: a value that its comments describe (`-- $NAME: ...`) is NULL without a -p.
     """
     from vkvdb.syncing import patiently
     from vkvdb_cli._after import reading
 
     sql = _TABLES if query is None else sys.stdin.read() if query == "-" else query
     catalog = reading(find_home())
-    print_rows(patiently(lambda: catalog.query(sql, {name: typed(value) for name, value in parameters})), form)
+    given: dict[str, Any] = {name: typed(value) for name, value in parameters}
+    described = dict.fromkeys(re.findall(r"^-- \$(\w+):", sql, re.MULTILINE))
+    print_rows(patiently(lambda: catalog.query(sql, described | given)), form)
 
 
 def typed(text: str) -> Any:
