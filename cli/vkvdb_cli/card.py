@@ -48,7 +48,7 @@ and, its position embedding given `grid_waves`, a last 51,200. The model: 36,000
 projector was replaced by one that is nearly linear (a fit to the old one plus a random rotation of the tower's tokens),
 and 19,200 draws followed with more questions about places. So the tower began as the encoder that ships, one piece
 earlier. `make toyworld-train` trains in one piece, begins with `grid_waves` and an open projector, and asks these
-questions from the start."""
+questions from the start; in whole it has not been run."""
 
 
 def trained(model: str) -> str:
