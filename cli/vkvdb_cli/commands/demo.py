@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MODEL = "toy"
 ANALYSES = ("layers", "encoder", "correlation", "keys", "prefix", "surfacing")
 # How many samples the short demo scores: enough for a curve, few enough for two cores and three minutes. The full one
-# scores them all but for these, which takes half an hour on two cores.
+# scores all, but for FULL_TASKS, in about a quarter of an hour.
 TASKS = {
     "segmentation": 30,
     "foreground": 24,
